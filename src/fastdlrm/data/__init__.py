@@ -1,0 +1,1 @@
+"""Raw file -> dataset on disk -> batches."""

@@ -1,0 +1,1 @@
+"""The hot operators, one file an operator; they know tensors only."""

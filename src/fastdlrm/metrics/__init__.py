@@ -1,0 +1,1 @@
+"""Mergeable states: update, merge, compute."""

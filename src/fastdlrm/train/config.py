@@ -1,0 +1,120 @@
+"""How a model is trained: the [train] section of a preset."""
+
+from typing import Literal
+
+import msgspec
+
+from fastdlrm.errors import ConfigError
+
+Loss = Literal["bce", "weighted_bce", "mse"]
+Metric = Literal["auc", "log_loss", "ne", "pr_auc", "accuracy"]
+
+
+class DenseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Optimizer of the MLPs."""
+
+    name: Literal["sgd", "adagrad", "adam", "adamw"]
+    """adamw decouples the weight decay; the others add it to the gradient."""
+    learning_rate: float
+    """Before the schedule's factor."""
+    eps: float = 1e-8
+    """Added to the denominator (not sgd)."""
+    weight_decay: float = 0.0
+    """On weights and biases alike."""
+
+
+class SparseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Optimizer of the embedding tables; it touches only the rows of a batch."""
+
+    name: Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+    """rowwise_adagrad keeps one number a row; adam is lazy: rows not in a batch do not move."""
+    learning_rate: float
+    """Before the schedule's factor."""
+    eps: float = 1e-8
+    """Added to the denominator (not sgd)."""
+    l2: float = 0.0
+    """Adds l2 * row to the gradient of each row of the batch."""
+
+
+class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Factor on both learning rates as a function of the step."""
+
+    name: Literal["constant", "step", "polynomial"]
+    """polynomial: quadratic decay to near 0 over decay_steps from decay_start_step, as the
+    reference; step: times `gamma` every decay_steps."""
+    warmup_steps: int = 0
+    """Steps of linear growth from near 0."""
+    decay_start_step: int = 0
+    """First step of the decay (polynomial)."""
+    decay_steps: int = 0
+    """Length of the decay (polynomial) or of one stair (step)."""
+    gamma: float = 0.1
+    """Factor of one stair (step)."""
+
+    def __post_init__(self) -> None:
+        if (self.name == "constant") == (self.decay_steps > 0):
+            raise ConfigError(
+                f"train.schedule: decay_steps {self.decay_steps} with name {self.name!r}; constant "
+                "takes 0, step and polynomial 1 or more"
+            )
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The loop: batches, losses, optimizers, evaluation and checkpoints."""
+
+    global_batch_size: int
+    """Rows an optimizer step, over all ranks."""
+    num_epochs: int
+    """Passes over train."""
+    dense_optimizer: DenseOptimizerConfig
+    sparse_optimizer: SparseOptimizerConfig
+    schedule: ScheduleConfig
+    max_steps: int = 0
+    """Stop after this many optimizer steps; 0: num_epochs alone decides."""
+    loss: Loss = "bce"
+    """bce on logits; weighted_bce weighs the classes; mse on probabilities."""
+    class_weights: tuple[float, float] = (1.0, 1.0)
+    """Weight of a negative and of a positive row (weighted_bce)."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches an optimizer step; more: less memory, the same result."""
+    gradient_clip_norm: float = 0.0
+    """Largest norm of all gradients together, tables' included; 0: no limit."""
+    evaluate_every_steps: int = 0
+    """Steps between evaluations on validation; 0: at the end of each epoch."""
+    eval_batch_size: int = 8192
+    """Rows an evaluation batch."""
+    best_metric: Metric = "auc"
+    """Validation metric that picks the best checkpoint and stops early."""
+    early_stop_patience: int = 0
+    """Evaluations without a new best before training stops; 0: never."""
+    checkpoint_every_steps: int = 0
+    """Steps between checkpoints; 0: only at evaluations and at the end."""
+    keep_checkpoints: int = 2
+    """Last checkpoints kept, the best one apart."""
+    log_every_steps: int = 100
+    """Steps between training records."""
+    shuffle_block_rows: int = 1
+    """Rows that stay together when an epoch's order is drawn. More: faster reads from disk."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is one."""
+
+    def __post_init__(self) -> None:
+        at_least_one = {
+            "global_batch_size": self.global_batch_size,
+            "num_epochs": self.num_epochs,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "eval_batch_size": self.eval_batch_size,
+            "keep_checkpoints": self.keep_checkpoints,
+            "log_every_steps": self.log_every_steps,
+            "shuffle_block_rows": self.shuffle_block_rows,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ConfigError(f"train.{name} is {value}; 1 or more is allowed")
+        if self.global_batch_size % self.gradient_accumulation_steps:
+            raise ConfigError(
+                f"train.global_batch_size {self.global_batch_size} is not a multiple of "
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        if self.loss != "weighted_bce" and self.class_weights != (1.0, 1.0):
+            raise ConfigError(f"train.class_weights need loss = 'weighted_bce', not {self.loss!r}")
