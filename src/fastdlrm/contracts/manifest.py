@@ -5,6 +5,7 @@ A folder without its manifest does not exist: the manifest is written last, and 
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,6 +88,8 @@ class CheckpointManifest(Artifact, frozen=True, kw_only=True):
 
     step: int
     """Optimizer steps done."""
+    state: dict[str, Any]
+    """Position in the data, best metric and the like, as the loop keeps them."""
 
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
@@ -102,6 +105,26 @@ def sha256_of(path: Path) -> str:
 def entry_of(path: Path, num_rows: int = 0) -> FileEntry:
     """Checksum and size of a file on disk."""
     return FileEntry(sha256=sha256_of(path), size_bytes=path.stat().st_size, num_rows=num_rows)
+
+
+def source_commit() -> str:
+    """Commit of the package's source tree, with "+" where files differ from it; empty if none."""
+    folder = Path(__file__).resolve().parent
+    git = ["git", "-C", str(folder)]
+    try:
+        inside = _output([*git, "ls-files", "--error-unmatch", Path(__file__).name])
+        return _output([*git, "rev-parse", "HEAD"]) + _dirty(git) if inside else ""
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _dirty(git: list[str]) -> str:
+    return "+" if _output([*git, "status", "--porcelain", "--untracked-files=no"]) else ""
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -1,0 +1,5 @@
+"""`python -m fastdlrm` is `fastdlrm`."""
+
+from fastdlrm.cli.main import main
+
+main()

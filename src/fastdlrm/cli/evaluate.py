@@ -1,0 +1,48 @@
+"""`fastdlrm eval`: run + dataset -> metrics."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastdlrm.cli.options import CheckpointName, Json, RunFolder, emit
+
+
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Path, typer.Option(help="Dataset folder the run was trained on.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    checkpoint: CheckpointName = "best",
+    json: Json = False,
+) -> None:
+    """Measure a run's model on a split: AUC, log loss, normalised entropy, calibration.
+
+    fastdlrm eval --run RUN --data DATA --split test --json
+    """
+    from fastdlrm.data.dataset import Dataset
+    from fastdlrm.train.evaluate import evaluate as measure
+    from fastdlrm.train.run import Run
+    from fastdlrm.train.trainer import resolve_device
+
+    opened = Run.open(run)
+    dataset = Dataset.open(data)
+    opened.require_same_encoding(dataset)
+    config = opened.recipe.train
+    device = resolve_device(config.device)
+    model = opened.load_model(checkpoint).to(device)
+    values = measure(model, dataset.split(split), config.eval_batch_size, device)
+    emit(
+        values,
+        json,
+        lambda: {
+            "auc": values.auc,
+            "log_loss": values.log_loss,
+            "ne": values.ne,
+            "calibration": values.calibration,
+            "ece": values.ece,
+            "accuracy": values.accuracy,
+            "pr_auc": values.pr_auc,
+            "num_samples": values.num_samples,
+            "num_positives": values.num_positives,
+        },
+    )

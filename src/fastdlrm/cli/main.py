@@ -1,0 +1,52 @@
+"""The command line: one file a command, listed in data-flow order.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or config. A user's mistake prints one line on stderr,
+never a traceback.
+"""
+
+import sys
+
+import typer
+
+from fastdlrm import __version__
+from fastdlrm.cli import doctor, evaluate, generate, inspect, predict, prepare, train
+from fastdlrm.errors import ConfigError, FastDLRMError
+
+app = typer.Typer(
+    name="fastdlrm",
+    help="Deep learning recommendation models: raw log -> dataset -> model -> predictions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command("doctor")(doctor.doctor)
+app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
+app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except ConfigError as problem:
+        typer.echo(f"error: {problem}", err=True)
+        sys.exit(2)
+    except FastDLRMError as problem:
+        typer.echo(f"error: {problem}", err=True)
+        sys.exit(1)

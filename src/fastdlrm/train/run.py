@@ -1,0 +1,200 @@
+"""A run's folder: what made it, its checkpoints, its records.
+
+RUN/manifest.json            kind run: resolved config, schema, encoding
+RUN/vocab/TABLE.arrow        the dataset's vocabularies, so that raw rows can be encoded again
+RUN/checkpoints/step-*/      see `fastdlrm.checkpoint.store`
+RUN/records.jsonl            see `fastdlrm.train.records`
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdlrm import __version__
+from fastdlrm.checkpoint import store
+from fastdlrm.config import from_tree, to_tree
+from fastdlrm.contracts.manifest import (
+    MANIFEST,
+    VERSIONS,
+    RunManifest,
+    entry_of,
+    read_manifest,
+    sha256_of,
+    source_commit,
+    verify_files,
+    write_manifest,
+)
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.errors import CheckpointError, ConfigError, DataError
+from fastdlrm.model.build import build_dlrm
+from fastdlrm.model.dlrm import DLRM
+from fastdlrm.train.recipe import Recipe
+
+MAY_CHANGE = {
+    "num_epochs",
+    "max_steps",
+    "early_stop_patience",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "device",
+}
+"""Keys of [train] that a resumed run may set anew: they do not change a step's result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder and what it says.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: Schema and encoding it was trained on.
+        recipe: The resolved config.
+    """
+
+    folder: Path
+    manifest: RunManifest
+    recipe: Recipe
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> "Run":
+        """Make a run's folder.
+
+        Raises:
+            ConfigError: The folder holds something already.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(
+                f"--out {folder}: not empty; pass --resume to continue the run in it, or name "
+                "another folder"
+            )
+        vocabularies = [t.vocabulary for t in dataset.manifest.encoding.tables.values()]
+        files = {}
+        for name in filter(None, vocabularies):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(dataset.folder / name, folder / name)
+            files[name] = entry_of(folder / name)
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = RunManifest(
+            kind="run",
+            version=VERSIONS["run"],
+            created_by=__version__,
+            commit=source_commit(),
+            config=to_tree(recipe),
+            files=files,
+            schema=dataset.schema,
+            encoding=dataset.manifest.encoding,
+            dataset_sha256=sha256_of(dataset.manifest_path),
+        )
+        write_manifest(folder, manifest)
+        return cls(folder, manifest, recipe)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Open a run.
+
+        Raises:
+            CheckpointError: No run there, or its files are damaged.
+        """
+        manifest = read_manifest(folder, RunManifest, CheckpointError)
+        verify_files(folder, manifest, CheckpointError)
+        return cls(folder, manifest, from_tree(manifest.config, Recipe, str(folder / MANIFEST)))
+
+    @classmethod
+    def resume(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> "Run":
+        """Open a run to train it further, or make it where there is none yet.
+
+        Raises:
+            ConfigError: The config differs from the run's in a key that matters.
+            DataError: The dataset is another one.
+        """
+        if not (folder / MANIFEST).is_file():
+            # Killed before its manifest was written: nothing of it is of use.
+            shutil.rmtree(folder / "vocab", ignore_errors=True)
+            return cls.create(folder, recipe, dataset)
+        run = cls.open(folder)
+        if differing := _differences(to_tree(run.recipe), to_tree(recipe)):
+            raise ConfigError(
+                f"--resume {folder}: {differing[0]} differs from the run's; resume with the run's "
+                f"config (only {', '.join(sorted(MAY_CHANGE))} of [train] may change)"
+            )
+        if sha256_of(dataset.manifest_path) != run.manifest.dataset_sha256:
+            raise DataError(
+                f"--resume {folder}: {dataset.folder} is not the dataset of this run; name the one "
+                "it was started with"
+            )
+        return cls(folder, run.manifest, recipe)
+
+    def require_same_encoding(self, dataset: Dataset) -> None:
+        """Check that a dataset's ids mean what this run's model learned.
+
+        Raises:
+            DataError: Schema or encoding differ.
+        """
+        same = (
+            dataset.schema == self.manifest.schema
+            and dataset.manifest.encoding == self.manifest.encoding
+            and all(
+                dataset.manifest.files[name].sha256 == entry.sha256
+                for name, entry in self.manifest.files.items()
+            )
+        )
+        if not same:
+            raise DataError(
+                f"{dataset.folder}: encoded differently from the dataset that {self.folder} was "
+                "trained on; evaluate on that one, or use predict on raw files"
+            )
+
+    def checkpoint_folder(self, name: str) -> Path:
+        """The folder of checkpoint "best", "last" or a step.
+
+        Raises:
+            CheckpointError: There is no such checkpoint.
+        """
+        steps = store.steps(self.checkpoints)
+        if not steps:
+            raise CheckpointError(f"{self.folder}: no checkpoint yet; train it first")
+        if name == "last":
+            return store.folder_of(self.checkpoints, steps[-1])
+        if name == "best":
+            last = store.load(store.folder_of(self.checkpoints, steps[-1]), groups=())
+            best = last.state["best_step"]
+            return store.folder_of(self.checkpoints, steps[-1] if best is None else best)
+        if name.isdigit() and int(name) in steps:
+            return store.folder_of(self.checkpoints, int(name))
+        raise CheckpointError(
+            f"{self.folder}: no checkpoint {name!r}; best, last or one of {steps} is allowed"
+        )
+
+    def load_model(self, checkpoint: str = "best") -> DLRM:
+        """The model with the weights of a checkpoint, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it is damaged.
+        """
+        folder = self.checkpoint_folder(checkpoint)
+        model = build_dlrm(
+            self.recipe.model, self.manifest.schema, self.manifest.encoding, self.recipe.seed
+        )
+        tensors = store.load(folder, groups=("model",)).tensors["model"]
+        store.copy_into(model.state_tensors(), tensors, str(folder))
+        return model.eval()
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys whose values differ, those of MAY_CHANGE left out."""
+    differing = []
+    for section in sorted(set(old) | set(new)):
+        a, b = old.get(section), new.get(section)
+        if isinstance(a, dict) and isinstance(b, dict):
+            allowed = MAY_CHANGE if section == "train" else set()
+            keys = sorted((set(a) | set(b)) - allowed)
+            differing += [f"{section}.{key}" for key in keys if a.get(key) != b.get(key)]
+        elif a != b:
+            differing.append(section)
+    return differing

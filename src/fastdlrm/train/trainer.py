@@ -1,0 +1,368 @@
+"""The training loop: steps, records, evaluations, checkpoints, resume.
+
+Invariants: everything a step depends on is in the checkpoint, so a resumed run takes the very steps
+an uninterrupted one would; a record or checkpoint is written only after a whole step.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from fastdlrm.checkpoint import store
+from fastdlrm.config import to_tree
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.data.loader import Loader
+from fastdlrm.errors import CheckpointError, DataError
+from fastdlrm.metrics.values import MetricValues
+from fastdlrm.model.build import build_dlrm
+from fastdlrm.train.config import Metric
+from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.records import Records
+from fastdlrm.train.run import Run
+from fastdlrm.train.step import TrainStep
+from fastdlrm.train.stop import StopRequest
+
+LOWER_IS_BETTER: tuple[Metric, ...] = ("log_loss", "ne")
+
+
+class LoopState(msgspec.Struct, kw_only=True):
+    """Where the loop stands, besides the tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    epoch: int = 0
+    """Epoch of the next batch."""
+    batch: int = 0
+    """Index of the next global batch in its epoch."""
+    best_value: float | None = None
+    """Best validation metric so far."""
+    best_step: int | None = None
+    """Step of the best validation metric."""
+    evaluations_since_best: int = 0
+    """For early stopping."""
+    validation: MetricValues | None = None
+    """Metrics of the last evaluation."""
+    window_steps: int = 0
+    """Steps since the last training record."""
+
+
+class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training run ends with."""
+
+    run: str
+    """The run's folder."""
+    step: int
+    """Optimizer steps done in all."""
+    is_finished: bool
+    """False where a signal stopped it; --resume continues."""
+    stopped_early: bool
+    """Whether early_stop_patience ended it."""
+    best_step: int | None
+    """Step of the best checkpoint; None without validation."""
+    validation: MetricValues | None
+    """Metrics of the last evaluation."""
+    samples_per_s: float
+    """Training rows a second in this process, evaluation and checkpoints left out."""
+    data_wait_share: float
+    """Share of the training time spent waiting for the loader."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a progress display is told after each step."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    samples_per_s: float
+    data_wait_share: float
+    loss: float | None
+    """Mean since the last training record; None between records."""
+
+
+class Trainer:
+    """One run, from its last checkpoint (or the start) to its end.
+
+    Args:
+        run: The run's folder.
+        dataset: With a train split, and a validation split if anything is to be evaluated.
+        on_progress: Called after every step.
+        on_message: Called with each line worth telling.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_message: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.run = run
+        self._config = run.recipe.train
+        self._device = resolve_device(self._config.device)
+        self._on_progress = on_progress
+        self._on_message = on_message
+        self._train = dataset.split("train")
+        self._validation = (
+            dataset.split("validation") if "validation" in dataset.manifest.splits else None
+        )
+        self._loader = Loader(
+            self._train,
+            self._config.global_batch_size,
+            seed=run.recipe.seed,
+            block_rows=self._config.shuffle_block_rows,
+            pin=self._device.type == "cuda",
+        )
+        torch.manual_seed(run.recipe.seed)
+        recipe, manifest = run.recipe, run.manifest
+        model = build_dlrm(recipe.model, manifest.schema, manifest.encoding, recipe.seed)
+        self._step = TrainStep(model.to(self._device).train(), self._config)
+        self._state = LoopState()
+        self._window_loss = torch.zeros((), device=self._device)
+        self._clock = _Clock()
+        self._saved: dict[str, Any] = {}
+        self._restore()
+        self._records = Records(run.folder, self._state.step)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, unless it stops early."""
+        steps = self._config.num_epochs * self._loader.num_batches
+        return min(steps, self._config.max_steps) if self._config.max_steps else steps
+
+    def train(self) -> TrainResult:
+        """Run to the end, to an early stop, or to a signal; always leaves a checkpoint."""
+        with StopRequest() as stop:
+            try:
+                while not self._is_done() and not stop.requested:
+                    self._epoch(stop)
+                if self._is_done() and self._state.window_steps:
+                    self._record_training()
+                self._save()
+            finally:
+                self._records.close()
+        return TrainResult(
+            run=str(self.run.folder),
+            step=self._state.step,
+            is_finished=self._is_done(),
+            stopped_early=self._is_out_of_patience(),
+            best_step=self._state.best_step,
+            validation=self._state.validation,
+            samples_per_s=self._clock.samples_per_s,
+            data_wait_share=self._clock.data_wait_share,
+        )
+
+    def _epoch(self, stop: StopRequest) -> None:
+        """Steps until the epoch, the run or the process is to end."""
+        state = self._state
+        batches = self._loader.epoch(state.epoch, state.batch)
+        try:
+            self._clock.start()
+            for batch in batches:
+                self._clock.has_data()
+                moved = batch.to(self._device, non_blocking=True)
+                self._window_loss += self._step(moved, state.step)
+                self._advance()
+                self._clock.has_stepped(batch.num_samples)
+                self._after_step()
+                self._clock.start()
+                if stop.requested or self._is_done() or state.batch == 0:
+                    return
+        finally:
+            batches.close()
+
+    def _advance(self) -> None:
+        state = self._state
+        state.step += 1
+        state.window_steps += 1
+        state.batch += 1
+        if state.batch == self._loader.num_batches:
+            state.epoch, state.batch = state.epoch + 1, 0
+
+    def _after_step(self) -> None:
+        """Whatever is due: a record, an evaluation, a checkpoint, the display."""
+        state, config = self._state, self._config
+        loss = None
+        if state.step % config.log_every_steps == 0:
+            loss = self._record_training()
+        every = config.evaluate_every_steps
+        due = state.step % every == 0 if every else state.batch == 0
+        if self._validation is not None and (due or state.step == self.total_steps):
+            self._evaluate()
+        if config.checkpoint_every_steps and state.step % config.checkpoint_every_steps == 0:
+            self._save()
+        self._on_progress(
+            Progress(
+                step=state.step,
+                total_steps=self.total_steps,
+                epoch=state.epoch,
+                samples_per_s=self._clock.samples_per_s,
+                data_wait_share=self._clock.data_wait_share,
+                loss=loss,
+            )
+        )
+
+    def _record_training(self) -> float:
+        state = self._state
+        loss = float(self._window_loss) / state.window_steps
+        if loss != loss:
+            raise DataError(
+                f"training loss is NaN at step {state.step}; lower the learning rates or set "
+                "train.gradient_clip_norm"
+            )
+        rates = self._step.dense_optimizer.param_groups[0]["lr"]
+        self._records.add(
+            state.step,
+            "train",
+            {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rates},
+            {
+                "samples_per_s": self._clock.samples_per_s,
+                "data_wait_share": self._clock.data_wait_share,
+            },
+        )
+        self._window_loss.zero_()
+        state.window_steps = 0
+        return loss
+
+    def _evaluate(self) -> None:
+        """Evaluate on validation, keep the best, count towards early stopping."""
+        assert self._validation is not None
+        state, metric = self._state, self._config.best_metric
+        began = time.perf_counter_ns()
+        model = self._step.model
+        values = evaluate(model, self._validation, self._config.eval_batch_size, self._device)
+        seconds = (time.perf_counter_ns() - began) / 1e9
+        state.validation = values
+        value = getattr(values, metric)
+        if value is not None and _is_better(metric, value, state.best_value):
+            state.best_value, state.best_step = value, state.step
+            state.evaluations_since_best = 0
+        else:
+            state.evaluations_since_best += 1
+        self._records.add(
+            state.step, "validation", msgspec.to_builtins(values), {"evaluation_s": seconds}
+        )
+        shown = "undefined (one class only)" if value is None else f"{value:.5f}"
+        is_best = " (best)" if state.best_step == state.step else ""
+        self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
+        self._save()
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self._config.early_stop_patience
+        return bool(patience) and self._state.evaluations_since_best >= patience
+
+    def _is_done(self) -> bool:
+        return self._state.step >= self.total_steps or self._is_out_of_patience()
+
+    def _save(self) -> None:
+        """Write a checkpoint of this state, unless it is written already; delete old ones."""
+        state = msgspec.to_builtins(self._state)
+        if state == self._saved:
+            return
+        root = self.run.checkpoints
+        store.save(root, self._state.step, self._tensors(), state, to_tree(self.run.recipe))
+        store.prune(root, self._config.keep_checkpoints, self._state.best_step)
+        self._saved = state
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors a step depends on, by group."""
+        random = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self._device)
+        return {
+            "model": self._step.model.state_tensors(),
+            "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
+            "dense_optimizer": _dense_state(self._step.dense_optimizer),
+            "loop": {
+                "window_loss": self._window_loss,
+                **{f"random.{k}": v for k, v in random.items()},
+            },
+        }
+
+    def _restore(self) -> None:
+        """Continue from the last checkpoint, if there is one."""
+        steps = store.steps(self.run.checkpoints)
+        if not steps:
+            return
+        folder = store.folder_of(self.run.checkpoints, steps[-1])
+        checkpoint = store.load(folder)
+        groups = checkpoint.tensors
+        where = str(folder)
+        store.copy_into(self._step.model.state_tensors(), groups["model"], f"{where}/model")
+        self._step.sparse_optimizer.load_state_tensors(groups.get("sparse_optimizer", {}))
+        _load_dense_state(self._step.dense_optimizer, groups.get("dense_optimizer", {}))
+        self._window_loss.copy_(groups["loop"]["window_loss"])
+        torch.set_rng_state(groups["loop"]["random.cpu"])
+        if self._device.type == "cuda" and "random.cuda" in groups["loop"]:
+            torch.cuda.set_rng_state(groups["loop"]["random.cuda"], self._device)
+        try:
+            self._state = msgspec.convert(checkpoint.state, type=LoopState)
+        except msgspec.ValidationError as problem:
+            raise CheckpointError(f"{where}: its state is damaged: {problem}") from problem
+        self._on_message(f"resumed at step {self._state.step} from {folder}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu" or "cuda" stands for here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+class _Clock:
+    """Time spent training and waiting for data, evaluation and checkpoints left out."""
+
+    def __init__(self) -> None:
+        self._mark = self._wait_ns = self._step_ns = self._samples = 0
+
+    def start(self) -> None:
+        self._mark = time.perf_counter_ns()
+
+    def has_data(self) -> None:
+        now = time.perf_counter_ns()
+        self._wait_ns += now - self._mark
+        self._mark = now
+
+    def has_stepped(self, num_samples: int) -> None:
+        self._step_ns += time.perf_counter_ns() - self._mark
+        self._samples += num_samples
+
+    @property
+    def samples_per_s(self) -> float:
+        total = self._wait_ns + self._step_ns
+        return self._samples / (total / 1e9) if total else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        total = self._wait_ns + self._step_ns
+        return self._wait_ns / total if total else 0.0
+
+
+def _is_better(metric: Metric, value: float, best: float | None) -> bool:
+    if best is None:
+        return True
+    return value < best if metric in LOWER_IS_BETTER else value > best
+
+
+def _dense_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's tensors, named "{parameter}.{state}"."""
+    return {
+        f"{parameter}.{name}": value
+        for parameter, named in optimizer.state_dict()["state"].items()
+        for name, value in named.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _load_dense_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    tree: dict[str, Any] = optimizer.state_dict()
+    tree["state"] = {}
+    for key, value in tensors.items():
+        parameter, name = key.split(".")
+        tree["state"].setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict(tree)
