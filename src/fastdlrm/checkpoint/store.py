@@ -116,18 +116,18 @@ def load(folder: Path, groups: tuple[str, ...] | None = None) -> Checkpoint:
     manifest = read_manifest(folder, CheckpointManifest, CheckpointError)
     verify_files(folder, manifest, CheckpointError)
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name in manifest.files:
-        group = name.removesuffix(".safetensors")
+    stored = [name.removesuffix(".safetensors") for name in manifest.files]
+    for group in stored:
         if groups is None or group in groups:
             try:
-                tensors[group] = load_file(folder / name)
+                tensors[group] = load_file(folder / f"{group}.safetensors")
             except SafetensorError as problem:
                 raise CheckpointError(
-                    f"{folder / name}: damaged: {problem}; resume from another checkpoint"
+                    f"{folder}/{group}.safetensors: damaged: {problem}; resume from another checkpoint"
                 ) from problem
     if missing := sorted(set(groups or ()) - set(tensors)):
         raise CheckpointError(
-            f"{folder}: no group {missing[0]!r}; it holds {', '.join(sorted(tensors))}"
+            f"{folder}: no group {missing[0]!r}; it holds {', '.join(sorted(stored))}"
         )
     return Checkpoint(manifest.step, tensors, manifest.state)
 

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+
+_CHUNK = 1 << 15  # groups at a time: temporaries stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +55,24 @@ class ExactScores:
 
     def groups(self) -> Groups:
         """One group a distinct score."""
-        scores_K, positives_K, negatives_K = self._tally()
-        predictions_K, log_loss_K = _likelihood(scores_K, positives_K, negatives_K)
+        positives, negatives = _join(self._positives), _join(self._negatives)
+        positives.sort()
+        negatives.sort()
+        scores_K, positives_K, negatives_K = _tally(positives, negatives)
+        predictions_K = np.empty(len(scores_K))
+        log_loss = 0.0
+        for start in range(0, len(scores_K), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            predictions_K[part], log_loss_part = _likelihood(
+                scores_K[part].astype(np.float64), positives_K[part], negatives_K[part]
+            )
+            log_loss += float(log_loss_part.sum())
         return Groups(
             positives=positives_K,
             negatives=negatives_K,
             predictions=predictions_K,
             threshold=int(np.searchsorted(scores_K, 0.0)),
-            log_loss=float(log_loss_K.sum()),
+            log_loss=log_loss,
             are_ties=True,
         )
 
@@ -79,22 +92,6 @@ class ExactScores:
         _require(arrays, "positive_scores", self)
         self._positives.append(arrays["positive_scores"])
         self._negatives.append(arrays["negative_scores"])
-
-    def _tally(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Distinct scores, ascending, with the samples of each class that have them."""
-        positives, negatives = _join(self._positives), _join(self._negatives)
-        # The last bit of a float64 that holds a float32 is free: it carries the label through one
-        # plain sort. Adding 0 makes -0 and 0 one score.
-        keys = np.concatenate([positives, negatives]).astype(np.float64) + 0.0
-        bits = keys.view(np.int64)
-        bits[: len(positives)] |= 1
-        keys.sort()
-        num_positives = np.cumsum(bits & 1)
-        bits &= ~1
-        last_K = np.flatnonzero(np.append(keys[1:] != keys[:-1], np.True_))
-        samples_K = np.diff(last_K, prepend=-1)
-        positives_K = np.diff(num_positives[last_K], prepend=0)
-        return keys[last_K], positives_K, samples_K - positives_K
 
 
 class HistogramScores:
@@ -178,6 +175,29 @@ def _require(arrays: Mapping[str, NDArray[Any]], name: str, state: object) -> No
 
 def _join(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _tally(
+    positives: NDArray[np.float32], negatives: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct scores of two ascending arrays, and how often each has them."""
+    P, N = len(positives), len(negatives)
+    scores_K = np.empty(P + N, np.float32)
+    positives_K = np.empty(P + N, np.int64)
+    negatives_K = np.empty(P + N, np.int64)
+    i = j = k = 0
+    while i < P or j < N:
+        is_positive_next = j == N or (i < P and positives[i] < negatives[j])
+        score = positives[i] if is_positive_next else negatives[j]
+        start_i, start_j = i, j
+        while i < P and positives[i] == score:
+            i += 1
+        while j < N and negatives[j] == score:
+            j += 1
+        scores_K[k], positives_K[k], negatives_K[k] = score, i - start_i, j - start_j
+        k += 1
+    return scores_K[:k], positives_K[:k], negatives_K[:k]
 
 
 def _likelihood(

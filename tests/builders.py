@@ -1,0 +1,37 @@
+"""What several tests build: small datasets, and the place of real data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastdlrm.config import load_config
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.data.generate import generate
+from fastdlrm.data.prepare import prepare
+from fastdlrm.data.source import expand_inputs
+from fastdlrm.train.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shared_data() -> Path:
+    """The folder of real data; skips the test where there is none."""
+    place = os.environ.get("FASTDLRM_SHARED_DATA")
+    folder = Path(place) if place else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: {folder} (set FASTDLRM_SHARED_DATA)")
+    return folder
+
+
+def tiny_recipe(*overrides: str) -> Recipe:
+    """The preset `tiny` with overrides."""
+    return load_config("tiny", Recipe, overrides)
+
+
+def tiny_dataset(folder: Path, num_rows: int = 6000, *overrides: str) -> Dataset:
+    """A generated log prepared by the preset `tiny`, in folder/log and folder/data."""
+    generate(folder / "log", num_rows=num_rows, num_files=2, gzip=False, seed=7)
+    inputs = expand_inputs([str(folder / "log" / "day_*")])
+    prepare(inputs, tiny_recipe(*overrides).data, folder / "data", memory_bytes=2**30)
+    return Dataset.open(folder / "data")
