@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.builders import ROOT, tiny_dataset, tiny_recipe
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
-from tests.builders import tiny_dataset, tiny_recipe
 
 # 300 steps over several epochs, dropout on: the random state and the position in the data matter.
 SETTINGS = (
@@ -86,7 +86,9 @@ def test_five_kills_change_nothing(dataset, tmp_path):
     killed = tmp_path / "killed"
     for step in sorted(draw.sample(range(1, 290), 5)):
         arguments = [dataset.folder, killed, step, draw.uniform(0, 0.02), *SETTINGS]
-        done = subprocess.run([sys.executable, "-c", DRIVER, *map(str, arguments)], check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, *map(str, arguments)], check=False, cwd=ROOT
+        )
         assert done.returncode == -signal.SIGKILL
     _finish(killed, dataset, *SETTINGS)
     _assert_same(whole, killed)

@@ -80,7 +80,12 @@ class KeyCounter:
         start = 0
         while True:
             start, self._size = _count(
-                keys, start, np.uint64(self._low), np.uint64(self._high - 1), self._table, self._size
+                keys,
+                start,
+                np.uint64(self._low),
+                np.uint64(self._high - 1),
+                self._table,
+                self._size,
             )
             if start == len(keys):
                 return

@@ -6,7 +6,7 @@ pure function of the seed and the epoch.
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from fastdlrm.batch import Batch
 from fastdlrm.data.order import EpochOrder, rank_slice
@@ -53,7 +53,7 @@ class Loader:
         """Batches an epoch."""
         return -(-len(self._rows) // self._size)
 
-    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch, None, None]:
         """This rank's slices of the global batches first_batch, first_batch + 1, ... of an epoch.
 
         Close the iterator (or exhaust it) to end its thread.
@@ -86,7 +86,7 @@ class SequentialLoader:
             yield self._rows.batch(rows, pin=self._pin)
 
 
-def prefetch(source: Iterator[Batch]) -> Iterator[Batch]:
+def prefetch(source: Iterator[Batch]) -> Generator[Batch, None, None]:
     """Run an iterator in a thread, `DEPTH` items ahead; its exceptions are raised here."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(DEPTH)
     stop = threading.Event()

@@ -4,6 +4,7 @@ Test is cut first, validation from the rest. Both cuts are resolved to a bound o
 on the time or on a random draw, so that any block of rows can be split on its own.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from fastdlrm.contracts.manifest import SplitInfo
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.keys import stream, uniforms
 from fastdlrm.data.staged import LABEL, TIME, Block, StagedRows
-from fastdlrm.errors import DataError
+from fastdlrm.errors import ConfigError, DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS = ("train", "validation", "test")
@@ -43,7 +44,7 @@ class _Cut:
         return uniforms(self.stream, block.start, block.stop) < self.share
 
 
-_NOTHING = _Cut(stream=np.uint64(0), share=0.0)
+_NOTHING = _Cut(first_row=sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,11 @@ def time_column(config: SplitConfig) -> str:
     """The raw column that the splits by time read; empty where there is none.
 
     Raises:
-        DataError: Validation and test name different columns.
+        ConfigError: Validation and test name different columns.
     """
     columns = {h.column for h in (config.validation, config.test) if h.by == "time"}
     if len(columns) > 1:
-        raise DataError(
+        raise ConfigError(
             f"split: validation and test are cut by different times, {sorted(columns)}; "
             "name the same column in both"
         )
@@ -261,8 +262,9 @@ def _last_rest_time(
 
     schema = pa.schema([(TIME, rows.schema.field(TIME).type)])
     reader = pa.RecordBatchReader.from_batches(schema, left())
-    query = f'SELECT "{TIME}" FROM reader ORDER BY 1 DESC LIMIT 1 OFFSET {num_wanted - 1}'
-    found: int | float = connection.cursor().execute(query).fetchall()[0][0]
+    query = f"FROM left_over ORDER BY 1 DESC LIMIT 1 OFFSET {num_wanted - 1}"
+    relation = connection.cursor().from_arrow(reader).query("left_over", query)
+    found: int | float = relation.fetchall()[0][0]
     return found
 
 

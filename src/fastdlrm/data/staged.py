@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 LABEL = "__label"
 TIME = "__time"
 
-BLOCK_ROWS = 65_536
+BLOCK_ROWS = 131_072
 """Most rows read at once."""
 
 
@@ -78,19 +78,23 @@ class StagedRows:
         chunks: Every row group, in order.
         file_starts: Number of each file's first row, and the number of rows at the end.
         schema: Columns, the same in every file.
+        num_values: By column, the rows, or the ids of a bag, an empty bag counting as one.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.chunks: list[Chunk] = []
         self.file_starts = [0]
         self.schema = pq.read_schema(paths[0])
+        self.num_values = dict.fromkeys(self.schema.names, 0)
         for path in paths:
             start = self.file_starts[-1]
             metadata = pq.read_metadata(path)
             for group in range(metadata.num_row_groups):
-                num_rows = metadata.row_group(group).num_rows
-                self.chunks.append(Chunk(path, group, start, num_rows))
-                start += num_rows
+                stored = metadata.row_group(group)
+                self.chunks.append(Chunk(path, group, start, stored.num_rows))
+                start += stored.num_rows
+                for i, name in enumerate(self.schema.names):
+                    self.num_values[name] += stored.column(i).num_values
             self.file_starts.append(start)
 
     @property

@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def dot_interaction(
-    dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False
-) -> Tensor:
+def dot_interaction(dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False) -> Tensor:
     """Join the dense vector with every pairwise dot product.
 
     With e_0 = dense and e_1..e_F = pooled, emits <e_i, e_j> for i > j, ordered (1,0), (2,0),
     (2,1), ...; with the diagonal for i >= j, ordered (0,0), (1,0), (1,1), (2,0), ... Without a
-    dense vector the pooled embeddings alone are numbered, from 0.
+    dense vector the pooled embeddings alone are numbered, from 0. At least one pair is needed.
 
     Args:
         dense: Bottom MLP output, shape (B, D); None without dense features.
@@ -89,7 +87,7 @@ class _DotInteraction(torch.autograd.Function):
         # d<e_i, e_j> = <de_i, e_j> + <e_i, de_j>: entry (i, j) and its mirror both get the pair's.
         symmetric_BVV = grad[:, ctx.dense_width :].index_select(1, pair_of).view(B, V, V)
         diagonal = symmetric_BVV.diagonal(dim1=1, dim2=2)
-        diagonal.mul_(2.0 if ctx.include_diagonal else 0.0)
+        diagonal.mul_(2) if ctx.include_diagonal else diagonal.zero_()
         grad_dense = grad[:, : ctx.dense_width] if ctx.dense_width else None
         return grad_dense, torch.bmm(symmetric_BVV, vectors_BVD), None
 

@@ -42,7 +42,7 @@ class Groups:
 
 
 class ExactScores:
-    """Every score as float32: 4 bytes a sample, and about 20 times that while grouping."""
+    """Every score as float32: 4 bytes a sample, and about 60 more while metrics are computed."""
 
     def __init__(self) -> None:
         self._positives: list[NDArray[np.float32]] = []

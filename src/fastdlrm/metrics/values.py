@@ -9,9 +9,6 @@ SCALARS = ("auc", "log_loss", "ne", "calibration", "ece", "pr_auc", "accuracy")
 """Metrics that are one number, in the order they are shown; accuracy comes last, because at a
 click rate of 3 % a model that says no to everything reaches 0.97."""
 
-LOWER_IS_BETTER = frozenset({"log_loss", "ne", "ece"})
-"""The scalars whose best value is the lowest; calibration is best at 1, the rest are best high."""
-
 
 class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the reliability curve: samples of neighbouring scores."""

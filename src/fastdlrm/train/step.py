@@ -14,7 +14,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.loss import loss_function
 from fastdlrm.train.optim import SparseOptimizer, build_dense_optimizer
-from fastdlrm.train.schedule import factor
+from fastdlrm.train.schedule import learning_rate
 
 
 class TrainStep:
@@ -49,12 +49,16 @@ class TrainStep:
         loss = torch.zeros((), device=batch.labels.device)
         for micro in _micro_batches(batch, self._config.gradient_accumulation_steps):
             loss += self._backward(micro, batch.num_samples)
-        scale = factor(self._config.schedule, step)
+        config = self._config
         for group in self.dense_optimizer.param_groups:
-            group["lr"] = self._config.dense_optimizer.learning_rate * scale
-        clip = self._clip() if self._config.gradient_clip_norm else 1.0
+            group["lr"] = learning_rate(
+                config.schedule, config.dense_optimizer.learning_rate, step
+            )
+        clip = self._clip() if config.gradient_clip_norm else 1.0
         self.dense_optimizer.step()
-        self.sparse_optimizer.step(self._config.sparse_optimizer.learning_rate * scale, clip)
+        self.sparse_optimizer.step(
+            learning_rate(config.schedule, config.sparse_optimizer.learning_rate, step), clip
+        )
         return loss
 
     def _backward(self, batch: Batch, num_samples: int) -> Tensor:

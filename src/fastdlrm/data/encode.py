@@ -1,0 +1,158 @@
+"""Staged rows -> encoded rows: the one encoder of `prepare`, `predict` and the server.
+
+Encoded columns, in this order: `label` (uint8, where known); each dense feature (float32); each
+sparse feature (ids in the smallest unsigned type that holds its table's rows, a list of them for a
+bag), followed by `{feature}.weights` (list of float32) where ids carry weights. No column has nulls.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.schema import FIRST_ID, MISSING, DenseFeature, Schema, SparseFeature
+from fastdlrm.data.features import filled_numbers, key_values, missing_values, require_finite
+from fastdlrm.data.keys import write_buckets
+from fastdlrm.data.keytable import KeyTable
+from fastdlrm.data.staged import LABEL, dense_column, sparse_column, weight_column
+from fastdlrm.data.vocabulary import read_keys
+from fastdlrm.errors import ConfigError
+
+
+def encoded_schema(schema: Schema, encoding: Encoding, labelled: bool = True) -> pa.Schema:
+    """Names and types of the encoded columns.
+
+    Raises:
+        ConfigError: Two columns would have the same name, or a table has too many rows.
+    """
+    fields = [pa.field("label", pa.uint8())] if labelled else []
+    fields += [pa.field(feature.name, pa.float32()) for feature in schema.dense]
+    for feature in schema.sparse:
+        id_type = _id_type(feature.table, encoding)
+        fields.append(pa.field(feature.name, pa.list_(id_type) if feature.bag else id_type))
+        if feature.is_weighted:
+            fields.append(pa.field(f"{feature.name}.weights", pa.list_(pa.float32())))
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1 or (name == "label" and not labelled):
+            raise ConfigError(
+                f"schema: the dataset would have two columns {name!r}; `label` and "
+                "`{feature}.weights` are taken: rename the feature in data.sparse.name"
+            )
+    return pa.schema(fields)
+
+
+class Encoder:
+    """Everything fitted, ready to encode; safe to use from several threads."""
+
+    def __init__(self, schema: Schema, encoding: Encoding, tables: Mapping[str, KeyTable]) -> None:
+        """Put the parts together.
+
+        Args:
+            schema: Features and tables.
+            encoding: What was fitted.
+            tables: By name, those of encoding "vocabulary".
+        """
+        self._schema = schema
+        self._encoding = encoding
+        self._tables = tables
+        self._edges = {name: np.asarray(edges) for name, edges in encoding.quantiles.items()}
+        self._types = {
+            labelled: encoded_schema(schema, encoding, labelled) for labelled in (True, False)
+        }
+
+    @classmethod
+    def load(cls, folder: Path, schema: Schema, encoding: Encoding) -> "Encoder":
+        """Read the vocabularies of an artifact.
+
+        Args:
+            folder: A dataset, or any other artifact with the vocabularies.
+            schema: Features and tables.
+            encoding: What was fitted.
+
+        Raises:
+            DataError: A vocabulary is missing or damaged.
+        """
+        tables = {
+            name: KeyTable(read_keys(folder, table))
+            for name, table in encoding.tables.items()
+            if table.vocabulary
+        }
+        return cls(schema, encoding, tables)
+
+    def encode(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Encode rows.
+
+        Args:
+            rows: The staged columns of every feature, and of the label where it is known; other
+                columns are left alone.
+
+        Returns:
+            As many rows, in the same order.
+
+        Raises:
+            DataError: A dense value is infinite or beyond float32.
+        """
+        labelled = LABEL in rows.schema.names
+        columns = [rows.column(LABEL)] if labelled else []
+        columns += [self._dense(f, rows.column(dense_column(f.name))) for f in self._schema.dense]
+        for feature in self._schema.sparse:
+            values = rows.column(sparse_column(feature.name))
+            columns.append(
+                self._bags(feature, values) if feature.bag else self._ids(feature, values)
+            )
+            if feature.is_weighted:
+                columns.append(_compact(rows.column(weight_column(feature.name))))
+        return pa.RecordBatch.from_arrays(columns, schema=self._types[labelled])
+
+    def _dense(self, feature: DenseFeature, values: pa.Array) -> pa.Array:
+        numbers = filled_numbers(feature, values)
+        if feature.transform == "log1p":
+            numbers = np.log1p(np.maximum(numbers, 0.0))
+        elif feature.transform == "standardize":
+            statistics = self._encoding.dense[feature.name]
+            numbers = (numbers - statistics.mean) / statistics.std
+        with np.errstate(over="ignore"):
+            encoded = numbers.astype(np.float32)
+        require_finite(feature, encoded)
+        return pa.array(encoded)
+
+    def _ids(self, feature: SparseFeature, values: pa.Array) -> pa.Array:
+        keys = key_values(feature, values, self._edges.get(feature.name, ()))
+        table = self._encoding.tables[feature.table]
+        ids = np.empty(len(keys), dtype=_id_type(feature.table, self._encoding).to_pandas_dtype())
+        if table.vocabulary:
+            self._tables[feature.table].write_ids(keys, ids)
+        else:
+            num_buckets = np.uint64(table.num_embeddings - FIRST_ID)
+            write_buckets(keys, num_buckets, np.uint64(FIRST_ID), ids)
+        missing = missing_values(values)
+        if missing is not None:
+            ids[missing] = MISSING
+        return pa.array(ids)
+
+    def _bags(self, feature: SparseFeature, bags: pa.Array) -> pa.Array:
+        ids = self._ids(feature, bags.flatten())
+        return pa.ListArray.from_arrays(_offsets_from_zero(bags), ids)
+
+
+def _id_type(table: str, encoding: Encoding) -> pa.DataType:
+    num_embeddings = encoding.tables[table].num_embeddings
+    for id_type, bits in ((pa.uint8(), 8), (pa.uint16(), 16), (pa.uint32(), 32)):
+        if num_embeddings <= 1 << bits:
+            return id_type
+    raise ConfigError(
+        f"table {table!r}: {num_embeddings} rows; {1 << 32} is the most, set max_rows to fewer"
+    )
+
+
+def _compact(bags: pa.Array) -> pa.Array:
+    """The same bags in buffers of their own size."""
+    return pa.ListArray.from_arrays(_offsets_from_zero(bags), bags.flatten())
+
+
+def _offsets_from_zero(bags: pa.Array) -> pa.Array:
+    offsets = bags.offsets.to_numpy()
+    return pa.array(offsets - offsets[0]) if len(offsets) else pa.array([0], pa.int32())

@@ -1,0 +1,255 @@
+"""Delimited text -> the fields of its rows, compiled.
+
+A row ends at a line break, LF or CRLF, that is not inside quotes. A field is quoted when its first
+character, spaces aside, is the quote; inside, a doubled quote stands for one. Elsewhere a quote is
+a character like any other. White space around a field's text is left out.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+MORE = 0
+"""The text ends before the row does."""
+FULL = 1
+"""There is no room for another row."""
+WRONG_COUNT = 2
+"""The row has another number of fields than it should."""
+OPEN_QUOTE = 3
+"""A quote is opened and not closed before the text ends."""
+STRAY_QUOTE = 4
+"""A closing quote is followed by neither a delimiter nor a line break."""
+_ROW = 5
+
+_PLAIN, _QUOTED, _OPEN, _STRAY = 0, 1, 2, 3
+
+_LF = np.uint8(10)
+_CR = np.uint8(13)
+_TAB = np.uint8(9)
+_SPACE = np.uint8(32)
+
+Span = tuple[int, int, int, int, int]
+
+
+class Dialect(NamedTuple):
+    """How rows are written, and which fields are kept.
+
+    Attributes:
+        delimiter: Bytes between fields.
+        quote: Byte that quotes a field; -1 for none.
+        slots: By field: the column that takes its text, -1 for none. Its length is the number of
+            fields a row must have.
+    """
+
+    delimiter: NDArray[np.uint8]
+    quote: int
+    slots: NDArray[np.int64]
+
+
+class Columns(NamedTuple):
+    """Texts of the rows read so far, column by column.
+
+    Attributes:
+        offsets: Text r of column c is data[c, offsets[c, r]:offsets[c, r + 1]]; offsets[c, 0] is 0.
+        data: UTF-8 bytes; as wide as the text to split.
+        lines: Line on which each row begins.
+        spans: Where each row begins and ends in the text.
+    """
+
+    offsets: NDArray[np.int32]
+    data: NDArray[np.uint8]
+    lines: NDArray[np.int64]
+    spans: NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def split_rows(
+    block: NDArray[np.uint8],
+    position: int,
+    row: int,
+    line: int,
+    is_final: bool,
+    dialect: Dialect,
+    columns: Columns,
+) -> Span:
+    """Append rows to `columns` until the text ends, the room ends, or a row is malformed.
+
+    A line without a character is passed over, unless rows have a single field.
+
+    Args:
+        block: The text.
+        position: Where to begin, the start of a row.
+        row: Rows that `columns` holds already.
+        line: Line number at `position`.
+        is_final: Whether the text ends here, with or without a line break.
+        dialect: How rows are written.
+        columns: Where to append.
+
+    Returns:
+        Why it stopped (MORE, FULL, WRONG_COUNT, OPEN_QUOTE, STRAY_QUOTE); the start of the first
+        row not appended; rows that `columns` holds; the line number there; and for WRONG_COUNT the
+        number of fields found.
+    """
+    while position < len(block):
+        blank = _line_break(block, position)
+        if blank > 0 and len(dialect.slots) > 1:
+            position += blank
+            line += 1
+            continue
+        if row == len(columns.lines):
+            return FULL, position, row, line, 0
+        status, end, num_fields, num_lines = _split_row(
+            block, position, row, is_final, dialect, columns
+        )
+        if status != _ROW:
+            return status, position, row, line, num_fields
+        columns.lines[row] = line
+        columns.spans[row, 0] = position
+        columns.spans[row, 1] = end
+        position = end
+        line += num_lines
+        row += 1
+    return MORE, position, row, line, 0
+
+
+@njit(cache=True, nogil=True)
+def _split_row(
+    block: NDArray[np.uint8],
+    position: int,
+    row: int,
+    is_final: bool,
+    dialect: Dialect,
+    columns: Columns,
+) -> tuple[int, int, int, int]:
+    num_fields, num_lines = 0, 1
+    while True:
+        kind, begin, end, position, num_breaks = _field(block, position, dialect)
+        cut_short = len(block) - position < len(dialect.delimiter) and not is_final
+        if cut_short and (position == len(block) or block[position] != _LF):
+            return MORE, position, 0, 0
+        if kind == _OPEN:
+            return OPEN_QUOTE, position, 0, 0
+        if kind == _STRAY:
+            return STRAY_QUOTE, position, 0, 0
+        num_lines += num_breaks
+        if num_fields < len(dialect.slots) and dialect.slots[num_fields] >= 0:
+            quote = dialect.quote if kind == _QUOTED else -1
+            _append(block, begin, end, quote, columns, dialect.slots[num_fields], row)
+        num_fields += 1
+        if position == len(block):
+            break
+        if block[position] == _LF:
+            position += 1
+            break
+        position += len(dialect.delimiter)
+    status = _ROW if num_fields == len(dialect.slots) else WRONG_COUNT
+    return status, position, num_fields, num_lines
+
+
+@njit(cache=True, nogil=True)
+def _field(block: NDArray[np.uint8], position: int, dialect: Dialect) -> Span:
+    """Kind, begin, end, where the field's delimiter or line break is, and line breaks inside."""
+    delimiter = dialect.delimiter
+    begin = position
+    if dialect.quote >= 0:
+        while position < len(block) and _is_space(block, position, delimiter):
+            position += 1
+        if position < len(block) and block[position] == dialect.quote:
+            return _quoted_field(block, position + 1, dialect)
+    first, is_single = delimiter[0], len(delimiter) == 1
+    while position < len(block):
+        byte = block[position]
+        if byte == _LF:
+            break
+        if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
+            break
+        position += 1
+    return _PLAIN, begin, position, position, 0
+
+
+@njit(cache=True, nogil=True)
+def _quoted_field(block: NDArray[np.uint8], position: int, dialect: Dialect) -> Span:
+    begin = position
+    num_breaks = 0
+    while position < len(block):
+        if block[position] == dialect.quote:
+            if position + 1 == len(block) or block[position + 1] != dialect.quote:
+                break
+            position += 1
+        elif block[position] == _LF:
+            num_breaks += 1
+        position += 1
+    if position == len(block):
+        return _OPEN, begin, position, position, num_breaks
+    end = position
+    position += 1
+    while position < len(block) and _is_space(block, position, dialect.delimiter):
+        position += 1
+    is_whole = (
+        position == len(block)
+        or block[position] == _LF
+        or _is_delimiter(block, position, dialect.delimiter)
+    )
+    return _QUOTED if is_whole else _STRAY, begin, end, position, num_breaks
+
+
+@njit(cache=True, nogil=True)
+def _append(
+    block: NDArray[np.uint8],
+    begin: int,
+    end: int,
+    quote: int,
+    columns: Columns,
+    slot: int,
+    row: int,
+) -> None:
+    """Append block[begin:end], trimmed, doubled quotes made one, as a row's text of a column."""
+    while begin < end and _is_white(block[begin]):
+        begin += 1
+    while begin < end and _is_white(block[end - 1]):
+        end -= 1
+    length = columns.offsets[slot, row]
+    if quote < 0:
+        for i in range(end - begin):
+            columns.data[slot, length + i] = block[begin + i]
+        length += end - begin
+    else:
+        while begin < end:
+            columns.data[slot, length] = block[begin]
+            length += 1
+            begin += 2 if block[begin] == quote else 1
+    columns.offsets[slot, row + 1] = length
+
+
+@njit(cache=True, nogil=True)
+def _line_break(block: NDArray[np.uint8], position: int) -> int:
+    """Bytes of the line break that stands here; 0 for none."""
+    if block[position] == _LF:
+        return 1
+    if block[position] == _CR and position + 1 < len(block) and block[position + 1] == _LF:
+        return 2
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def _is_delimiter(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
+    if position + len(delimiter) > len(block):
+        return False
+    for i in range(len(delimiter)):
+        if block[position + i] != delimiter[i]:
+            return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _is_space(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
+    """Whether a space or carriage return stands here that does not begin a delimiter."""
+    byte = block[position]
+    return (byte == _SPACE or byte == _CR) and not _is_delimiter(block, position, delimiter)
+
+
+@njit(cache=True, nogil=True)
+def _is_white(byte: np.uint8) -> bool:
+    return byte == _SPACE or (_TAB <= byte <= _CR)

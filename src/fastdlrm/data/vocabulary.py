@@ -1,0 +1,266 @@
+"""Vocabularies: the values of a table's features that are frequent enough in train.
+
+On disk as `fastdlrm.contracts.encoding` says: most frequent first, ties by key. All features of a
+table are counted together.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fastdlrm.contracts.encoding import TableEncoding
+from fastdlrm.contracts.schema import FIRST_ID, Key, Schema, SparseFeature, Table
+from fastdlrm.data.features import key_values, present_values
+from fastdlrm.data.keys import Keys
+from fastdlrm.data.keytable import KeyCounter
+from fastdlrm.data.split import Splits
+from fastdlrm.data.staged import StagedRows, sparse_column
+from fastdlrm.errors import ConfigError, DataError
+
+_FIELDS = pa.schema([("key", pa.uint64()), ("value", pa.string()), ("count", pa.uint64())])
+_SORT_BYTES = 64
+"""Memory that sorting and writing take for a value, its text aside."""
+_WRITE_ROWS = 1 << 20
+
+Edges = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Values in the order of their ids.
+
+    Attributes:
+        keys: Shape (n,).
+        counts: Occurrences in train, shape (n,).
+        texts: The values of key "string"; None for the other keys, whose keys say it all.
+        num_counted: Occurrences of all values in train, those left out included.
+    """
+
+    keys: Keys
+    counts: NDArray[np.uint64]
+    texts: pa.Array | None
+    num_counted: int
+
+
+def check_tables(schema: Schema) -> None:
+    """Refuse features that cannot share a table.
+
+    Raises:
+        ConfigError: Their keys differ, or they are bucketised, each by edges of its own.
+    """
+    for table in schema.tables:
+        features = [f for f in schema.sparse if f.table == table.name]
+        keys = sorted({f.key for f in features})
+        if len(keys) > 1:
+            raise ConfigError(
+                f"table {table.name!r}: its features have the keys {keys}; give them one key, or "
+                "tables of their own"
+            )
+        if keys == ["quantile"] and len(features) > 1:
+            raise ConfigError(
+                f"table {table.name!r}: {len(features)} features of key 'quantile' share it, but "
+                "their buckets differ; give each a table of its own"
+            )
+
+
+def fit_vocabulary(
+    table: Table,
+    features: Sequence[SparseFeature],
+    rows: StagedRows,
+    splits: Splits,
+    *,
+    edges: Edges,
+    connection: duckdb.DuckDBPyConnection,
+    memory_bytes: int,
+) -> Vocabulary:
+    """Count the train rows' values and keep the frequent ones.
+
+    Args:
+        table: Encoding "vocabulary".
+        features: All features of the table.
+        rows: Staged rows.
+        splits: Says which rows are train.
+        edges: Inner bucket edges of each feature of key "quantile".
+        connection: Groups texts, spilling to disk.
+        memory_bytes: Most memory to take, that of the connection aside.
+
+    Raises:
+        DataError: The vocabulary does not fit the memory, or two texts have the same key.
+    """
+    if features[0].key == "string":
+        return _fit_texts(table, features, rows, splits, connection, memory_bytes)
+    counter = KeyCounter(memory_bytes // 2)
+    kept = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64))
+    num_counted = 0
+    while not counter.is_done:
+        for feature in features:
+            for column in splits.train_values(rows, sparse_column(feature.name)):
+                values = present_values(column)
+                counter.add(key_values(feature, values, edges.get(feature.name, ())))
+        keys, counts = counter.finish_pass()
+        num_counted += int(counts.sum())
+        frequent = counts >= table.min_count
+        kept = (
+            np.concatenate([kept[0], keys[frequent]]),
+            np.concatenate([kept[1], counts[frequent]]),
+        )
+        _require_fit(table, len(kept[0]) * _SORT_BYTES, len(kept[0]), memory_bytes // 2)
+        order = _rank(table, *kept)
+        kept = kept[0][order], kept[1][order]
+    return Vocabulary(*kept, None, num_counted)
+
+
+def vocabulary_path(table: str) -> str:
+    """Where a table's vocabulary lies in an artifact."""
+    return f"vocab/{quote(table, safe=' ')}.arrow"
+
+
+def write_vocabulary(
+    folder: Path, table: Table, vocabulary: Vocabulary, key: Key, edges: Sequence[float]
+) -> TableEncoding:
+    """Write a vocabulary to an artifact.
+
+    Args:
+        folder: The artifact.
+        table: Whose vocabulary it is.
+        vocabulary: What to write.
+        key: Of the table's features.
+        edges: Inner bucket edges, for key "quantile".
+    """
+    path = folder / vocabulary_path(table.name)
+    path.parent.mkdir(exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _FIELDS) as writer:
+        for start in range(0, len(vocabulary.keys), _WRITE_ROWS):
+            window = slice(start, start + _WRITE_ROWS)
+            keys = vocabulary.keys[window]
+            texts = _texts(keys, key, edges) if vocabulary.texts is None else None
+            writer.write_batch(
+                pa.record_batch(
+                    [keys, vocabulary.texts[window] if texts is None else texts]
+                    + [vocabulary.counts[window]],
+                    schema=_FIELDS,
+                )
+            )
+    return TableEncoding(
+        num_embeddings=FIRST_ID + len(vocabulary.keys),
+        vocabulary=vocabulary_path(table.name),
+        coverage=int(vocabulary.counts.sum()) / max(1, vocabulary.num_counted),
+    )
+
+
+def read_keys(folder: Path, encoding: TableEncoding) -> Keys:
+    """The keys of a vocabulary, in the order of their ids.
+
+    Raises:
+        DataError: The file is missing, damaged, or not as long as the table.
+    """
+    path = folder / encoding.vocabulary
+    options = pa.ipc.IpcReadOptions(included_fields=[0])
+    try:
+        with pa.memory_map(str(path)) as source:
+            keys = pa.ipc.open_file(source, options=options).read_all().column(0).to_numpy()
+            keys = keys.copy()
+    except (OSError, pa.ArrowInvalid) as problem:
+        raise DataError(f"{path}: no vocabulary: {problem}; make {folder} again") from problem
+    if len(keys) != encoding.num_embeddings - FIRST_ID:
+        raise DataError(
+            f"{path}: {len(keys)} values, the manifest says {encoding.num_embeddings - FIRST_ID}; "
+            f"make {folder} again"
+        )
+    return keys
+
+
+def _fit_texts(
+    table: Table,
+    features: Sequence[SparseFeature],
+    rows: StagedRows,
+    splits: Splits,
+    connection: duckdb.DuckDBPyConnection,
+    memory_bytes: int,
+) -> Vocabulary:
+    num_counted = 0
+
+    def values() -> Iterator[pa.RecordBatch]:
+        nonlocal num_counted
+        for feature in features:
+            for column in splits.train_values(rows, sparse_column(feature.name)):
+                texts = present_values(column)
+                num_counted += len(texts)
+                yield pa.record_batch([texts], names=["value"])
+
+    reader = pa.RecordBatchReader.from_batches(pa.schema([("value", pa.string())]), values())
+    groups = (
+        connection.cursor()
+        .from_arrow(reader)
+        .query(
+            "seen",
+            "SELECT value, count(*)::UBIGINT AS num FROM seen GROUP BY value "
+            f"HAVING num >= {table.min_count}",
+        )
+    )
+    texts, keys, counts, num_bytes = [], [], [], 0
+    for batch in pa.RecordBatchReader.from_stream(groups):
+        texts.append(batch.column(0))
+        keys.append(key_values(features[0], batch.column(0), ()))
+        counts.append(batch.column(1).to_numpy())
+        num_bytes += batch.column(0).nbytes + batch.num_rows * _SORT_BYTES
+        _require_fit(table, num_bytes, sum(map(len, keys)), memory_bytes)
+    if not keys:
+        return Vocabulary(np.empty(0, np.uint64), np.empty(0, np.uint64), None, num_counted)
+    all_texts, all_keys, all_counts = (
+        pa.concat_arrays(texts),
+        np.concatenate(keys),
+        np.concatenate(counts),
+    )
+    _require_distinct(table, all_keys, all_texts)
+    order = _rank(table, all_keys, all_counts)
+    return Vocabulary(all_keys[order], all_counts[order], all_texts.take(order), num_counted)
+
+
+def _rank(table: Table, keys: Keys, counts: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The order of ids: most frequent first, ties by key, at most what the table holds."""
+    order = np.lexsort((keys, ~counts))
+    return order[: table.max_rows - FIRST_ID] if table.max_rows else order
+
+
+def _require_fit(table: Table, num_bytes: int, num_values: int, memory_bytes: int) -> None:
+    if num_bytes > memory_bytes:
+        raise DataError(
+            f"table {table.name!r}: a vocabulary of {num_values} values or more needs "
+            f"{num_bytes >> 20} MiB to sort, {memory_bytes >> 20} MiB are left for it; raise "
+            "--memory, or the table's min_count, or use encoding 'hash'"
+        )
+
+
+def _require_distinct(table: Table, keys: Keys, texts: pa.Array) -> None:
+    order = np.argsort(keys)
+    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(same):
+        pair = sorted(texts[int(order[same[0] + i])].as_py() for i in (0, 1))
+        raise DataError(
+            f"table {table.name!r}: the values {pair[0]!r} and {pair[1]!r} have the same 64-bit "
+            "key; change one of them in the input, or list it in data.source.missing"
+        )
+
+
+def _texts(keys: Keys, key: Key, edges: Sequence[float]) -> pa.Array:
+    """The values that keys stand for, readable."""
+    if key == "int":
+        return pa.array(keys.view(np.int64)).cast(pa.string())
+    if key == "quantile":
+        bounds = [-np.inf, *edges, np.inf]
+        return pa.array([f"[{float(bounds[i])}, {float(bounds[i + 1])})" for i in keys.tolist()])
+    digits = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+    octets = keys.byteswap().view(np.uint8)
+    text = digits[np.stack([octets >> 4, octets & 15], axis=1).reshape(-1)]
+    offsets = np.arange(0, 16 * len(keys) + 1, 16, dtype=np.int32)
+    padded = pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(text))
+    shortest = pc.utf8_ltrim(padded, "0")
+    return pc.if_else(pc.equal(shortest, ""), "0", shortest)

@@ -1,0 +1,80 @@
+"""Writing a dataset: parts, and a folder that appears complete or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from fastdlrm.contracts.manifest import FileEntry, entry_of, sync_folder
+from fastdlrm.errors import DataError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
+    """Write rows as an uncompressed Arrow IPC file of one record batch, durably.
+
+    Its columns can be memory-mapped as they lie on disk. Equal rows give equal bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+        writer.write_batch(rows)
+    return seal(path, rows.num_rows)
+
+
+def seal(path: Path, num_rows: int = 0) -> FileEntry:
+    """Make a written file durable; returns its entry in the manifest."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return entry_of(path, num_rows)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill under a hidden name beside `out`, renamed to `out` when all went well.
+
+    On any error it is removed, and `out` stays as it was.
+
+    Raises:
+        DataError: `out` holds something, or the disk is full or refuses.
+    """
+    out = out.resolve()
+    with disk_errors(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise DataError(f"{out}: exists and is not an empty folder; remove it or name another")
+        partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our id
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for folder, _, _ in os.walk(partial):
+                sync_folder(Path(folder))
+            partial.replace(out)
+            sync_folder(out.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn what the disk and DuckDB complain about into a `DataError`.
+
+    Args:
+        out: What is being written.
+
+    Raises:
+        DataError: With the way out: free space, more memory, or the path to look at.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException as problem:
+        raise DataError(f"{out}: out of memory: {problem}; raise --memory") from problem
+    except (OSError, duckdb.IOException) as problem:
+        no_space = getattr(problem, "errno", None) in _NO_SPACE or "space" in str(problem)
+        what_to_do = "free disk space" if no_space else "check the path, its disk and permissions"
+        raise DataError(f"{out}: the disk refuses: {problem}; {what_to_do}") from problem

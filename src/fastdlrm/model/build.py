@@ -1,0 +1,92 @@
+"""Config, schema and encoding -> an initialised DLRM."""
+
+import torch
+
+from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.schema import Schema
+from fastdlrm.errors import ConfigError
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.mlp import build_mlp
+
+
+def build_dlrm(config: ModelConfig, schema: Schema, encoding: Encoding, seed: int) -> DLRM:
+    """Make a model on the CPU; the tables are drawn first, then the bottom and the top MLP.
+
+    Args:
+        config: Shape of the model.
+        schema: Its features.
+        encoding: Sizes of its tables.
+        seed: Of all weights; the global random state is left alone.
+
+    Raises:
+        ConfigError: The config does not fit the schema.
+    """
+    num_dense, num_sparse = len(schema.dense), len(schema.sparse)
+    num_vectors = num_sparse + bool(num_dense)
+    _check(config, num_dense, num_vectors)
+    generator = torch.Generator().manual_seed(seed)
+    tables = EmbeddingTables(
+        {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables},
+        [feature.table for feature in schema.sparse],
+        embedding_dim=config.embedding_dim,
+        pooling=config.pooling,
+    )
+    tables.initialise(config.init, generator, config.embedding_std)
+    bottom_mlp = None
+    if num_dense:
+        bottom_mlp = build_mlp(
+            num_dense,
+            config.bottom_mlp,
+            norm=config.norm,
+            dropout=config.dropout,
+            generator=generator,
+        )
+    top_mlp = build_mlp(
+        interaction_width(config, num_vectors, has_dense=num_dense > 0),
+        config.top_mlp,
+        out_features=1,
+        norm=config.norm,
+        dropout=config.dropout,
+        generator=generator,
+    )
+    return DLRM(
+        tables,
+        bottom_mlp,
+        top_mlp,
+        interaction=config.interaction,
+        include_diagonal=config.include_diagonal,
+    )
+
+
+def interaction_width(config: ModelConfig, num_vectors: int, *, has_dense: bool) -> int:
+    """Width of the top MLP's input.
+
+    Args:
+        config: Shape of the model.
+        num_vectors: Sparse features, and one more with a dense vector.
+        has_dense: Whether there is a dense vector.
+    """
+    if config.interaction == "cat":
+        return num_vectors * config.embedding_dim
+    pairs = num_vectors * (num_vectors + (1 if config.include_diagonal else -1)) // 2
+    return pairs + (config.embedding_dim if has_dense else 0)
+
+
+def _check(config: ModelConfig, num_dense: int, num_vectors: int) -> None:
+    if num_dense and not config.bottom_mlp:
+        raise ConfigError(
+            f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "
+            f"model.bottom_mlp = [{config.embedding_dim}], or wider layers before it"
+        )
+    if config.bottom_mlp and not num_dense:
+        raise ConfigError(
+            f"model.bottom_mlp is {list(config.bottom_mlp)}, the dataset has no dense feature; "
+            "set model.bottom_mlp = []"
+        )
+    if config.interaction == "dot" and num_vectors < 2:
+        raise ConfigError(
+            f"model.interaction is 'dot' with {num_vectors} vector a sample (one a sparse feature, "
+            "one for all dense features); 2 or more are needed: set model.interaction = 'cat'"
+        )

@@ -1,0 +1,85 @@
+"""The deep learning recommendation model as one module.
+
+Shapes: B batch, N dense features, F sparse features, D embedding dim.
+"""
+
+from torch import Tensor, nn
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
+from fastdlrm.model.config import Interaction
+from fastdlrm.model.embedding import EmbeddingTables
+
+
+class DLRM(nn.Module):
+    """Tables and bottom MLP, interaction, top MLP.
+
+    Attributes:
+        tables: The embedding tables.
+        bottom_mlp: From N to D; None without dense features.
+        top_mlp: From the interaction's width to 1.
+
+    Source: Naumov et al. 2019, arXiv:1906.00091.
+    """
+
+    def __init__(
+        self,
+        tables: EmbeddingTables,
+        bottom_mlp: nn.Module | None,
+        top_mlp: nn.Module,
+        *,
+        interaction: Interaction = "dot",
+        include_diagonal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tables = tables
+        self.bottom_mlp = bottom_mlp
+        self.top_mlp = top_mlp
+        self.interaction = interaction
+        self.include_diagonal = include_diagonal
+
+    def forward(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
+        """Predict.
+
+        Args:
+            dense: Shape (B, N), float32; N may be 0.
+            sparse: F features of B samples.
+
+        Returns:
+            Logits, shape (B,).
+        """
+        return self.head(dense, self.tables(sparse))
+
+    def head(self, dense: Tensor, pooled: Tensor) -> Tensor:
+        """Everything after the lookup; the step trains the tables by the gradient of `pooled`.
+
+        Args:
+            dense: Shape (B, N).
+            pooled: What `tables` returns, shape (B, F, D).
+
+        Returns:
+            Logits, shape (B,).
+        """
+        vector = None if self.bottom_mlp is None else self.bottom_mlp(dense)
+        if not pooled.shape[1]:  # a batch without sparse features does not know its B
+            pooled = pooled.new_empty(len(dense), 0, pooled.shape[2])
+        if self.interaction == "dot":
+            joined = dot_interaction(vector, pooled, self.include_diagonal)
+        else:
+            joined = cat_interaction(vector, pooled)
+        logits: Tensor = self.top_mlp(joined)
+        return logits.squeeze(1)
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the MLPs: all that the dense optimizer trains."""
+        return [p for name, p in self.named_parameters() if not name.startswith("tables.")]
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Live tensors by name, each table on its own: what a checkpoint keeps of the model.
+
+        Copying into one changes the model. The names do not depend on how tables are stacked.
+        """
+        stacked = self.state_dict()
+        del stacked["tables.weight"]
+        tables = {f"tables.{name}": self.tables.table(name) for name in self.tables.num_embeddings}
+        return {**stacked, **tables}

@@ -1,0 +1,111 @@
+"""The embedding tables of a model, stacked in one weight, and the lookup of a batch in them.
+
+Invariants: row r of table t is row `start of t` + r of the stack; tables lie in the order given;
+ids are trusted to be below their table's num_embeddings.
+
+Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows of all tables.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.lookup import pooled_lookup
+from fastdlrm.model.config import Init, Pooling
+
+INT32_ROWS = 2**31 - 1
+"""Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+
+
+class EmbeddingTables(nn.Module):
+    """T tables of one embedding dim; several features may share a table.
+
+    Attributes:
+        weight: All tables, shape (R, D), float32; uninitialised until `initialise`.
+        num_embeddings: Rows by table, in stack order.
+        pooling: How the rows of a bag become one vector.
+    """
+
+    feature_starts: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: Mapping[str, int],
+        feature_tables: Sequence[str],
+        *,
+        embedding_dim: int,
+        pooling: Pooling = "sum",
+    ) -> None:
+        """Allocate the stack.
+
+        Args:
+            num_embeddings: Rows by table.
+            feature_tables: The table of each sparse feature, in the batch's order.
+            embedding_dim: D.
+            pooling: How the rows of a bag become one vector.
+        """
+        super().__init__()
+        self.num_embeddings = dict(num_embeddings)
+        self.pooling = pooling
+        edges = accumulate(self.num_embeddings.values(), initial=0)
+        self._starts = dict(zip(self.num_embeddings, edges, strict=False))
+        num_rows = sum(self.num_embeddings.values())
+        self.weight = nn.Parameter(torch.empty(num_rows, embedding_dim))
+        starts = torch.tensor(
+            [self._starts[table] for table in feature_tables],
+            dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
+        )
+        self.register_buffer("feature_starts", starts, persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+        """Draw the tables one by one, in order, so that stacking does not change the numbers.
+
+        Args:
+            init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
+            generator: On the weight's device.
+            std: Of "normal".
+        """
+        for name, rows in self.num_embeddings.items():
+            table = self.table(name)
+            if init == "reference":
+                bound = math.sqrt(1 / rows)
+                table.uniform_(-bound, bound, generator=generator)
+            else:
+                table.normal_(0, std, generator=generator)
+
+    def table(self, name: str) -> Tensor:
+        """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
+        return self.of_table(name, self.weight.detach())
+
+    def of_table(self, name: str, stacked: Tensor) -> Tensor:
+        """A table's part of any tensor whose first dimension is R, as a view."""
+        start = self._starts[name]
+        return stacked[start : start + self.num_embeddings[name]]
+
+    def rows(self, sparse: SparseBatch) -> Tensor:
+        """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
+        F, B = len(self.feature_starts), sparse.num_samples
+        ids = sparse.ids.to(self.feature_starts.dtype)
+        if sparse.lengths is None:
+            return (ids.view(F, B) + self.feature_starts.unsqueeze(1)).flatten()
+        ids_of_feature = sparse.lengths.view(F, B).sum(1)
+        return ids + self.feature_starts.repeat_interleave(ids_of_feature, output_size=len(ids))
+
+    def forward(self, sparse: SparseBatch) -> Tensor:
+        """Look up and pool a batch.
+
+        Returns:
+            Shape (B, F, D), a view of (F, B, D): reading feature by feature keeps a small table in
+            the cache, and the interaction copies its input in any case.
+        """
+        F, B = len(self.feature_starts), sparse.num_samples
+        offsets = None if sparse.lengths is None else sparse.offsets()
+        pooled = pooled_lookup(
+            self.weight, self.rows(sparse), offsets, sparse.weights, self.pooling
+        )
+        return pooled.view(F, B, self.weight.shape[1]).transpose(0, 1)

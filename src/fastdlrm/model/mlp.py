@@ -1,0 +1,67 @@
+"""Multi-layer perceptrons: the bottom MLP and the top MLP.
+
+Invariant: every layer but the output layer is Linear, norm, ReLU, dropout, in this order.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from fastdlrm.model.config import Norm
+
+NORMS: dict[Norm, type[nn.Module] | None] = {
+    "none": None,
+    "batch": nn.BatchNorm1d,
+    "layer": nn.LayerNorm,
+}
+
+
+def build_mlp(
+    in_features: int,
+    hidden: Sequence[int],
+    *,
+    out_features: int = 0,
+    norm: Norm = "none",
+    dropout: float = 0.0,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """Stack layers, drawn as the reference does.
+
+    Args:
+        in_features: Width of the input.
+        hidden: Widths of the layers that end in ReLU.
+        out_features: Width of the linear output layer; 0 for none.
+        norm: Between a hidden layer's linear part and its ReLU.
+        dropout: Share of each hidden activation dropped in training.
+        generator: On the CPU.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((in_features, *hidden)):
+        layers += [_linear(fan_in, fan_out, generator), *_after(fan_out, norm, dropout)]
+    if out_features:
+        last = hidden[-1] if hidden else in_features
+        layers.append(_linear(last, out_features, generator))
+    return nn.Sequential(*layers)
+
+
+def _after(width: int, norm: Norm, dropout: float) -> Iterable[nn.Module]:
+    """What follows the linear part of a hidden layer."""
+    if (kind := NORMS[norm]) is not None:
+        yield kind(width)
+    yield nn.ReLU()
+    if dropout:
+        yield nn.Dropout(dropout)
+
+
+def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
+    """W ~ N(0, 2 / (fan_in + fan_out)), b ~ N(0, 1 / fan_out), variances.
+
+    Source: Naumov et al. 2019, arXiv:1906.00091, as its code initialises.
+    """
+    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
+    nn.init.normal_(linear.weight, 0, math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+    nn.init.normal_(linear.bias, 0, math.sqrt(1 / fan_out), generator=generator)
+    return linear

@@ -1,0 +1,90 @@
+"""The interaction's order by hand, its values by the oracle, its gradient numerically."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
+from tests import oracles
+
+DENSE = torch.tensor([[1.0, 2.0]])
+POOLED = torch.tensor([[[3.0, 5.0], [7.0, 11.0]]])
+
+
+def test_order_of_the_pairs() -> None:
+    # (1,0): 1*3 + 2*5 = 13; (2,0): 1*7 + 2*11 = 29; (2,1): 3*7 + 5*11 = 76
+    assert dot_interaction(DENSE, POOLED).tolist() == [[1, 2, 13, 29, 76]]
+
+
+def test_order_with_the_diagonal() -> None:
+    # (0,0): 1 + 4; (1,0): 13; (1,1): 9 + 25; (2,0): 29; (2,1): 76; (2,2): 49 + 121
+    found = dot_interaction(DENSE, POOLED, include_diagonal=True)
+    assert found.tolist() == [[1, 2, 5, 13, 34, 29, 76, 170]]
+
+
+def test_without_a_dense_vector() -> None:
+    assert dot_interaction(None, POOLED).tolist() == [[76]]
+    assert cat_interaction(None, POOLED).tolist() == [[3, 5, 7, 11]]
+
+
+def test_cat_puts_dense_first() -> None:
+    assert cat_interaction(DENSE, POOLED).tolist() == [[1, 2, 3, 5, 7, 11]]
+
+
+def test_cat_of_a_dense_vector_alone() -> None:
+    assert cat_interaction(DENSE, torch.empty(1, 0, 2)).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("has_dense", [True, False])
+@pytest.mark.parametrize("include_diagonal", [True, False])
+def test_matches_the_oracle(has_dense: bool, include_diagonal: bool) -> None:
+    rng = np.random.default_rng(0)
+    dense, pooled = rng.normal(size=(3, 4)), rng.normal(size=(3, 5, 4))
+    as_tensor = torch.from_numpy(dense) if has_dense else None
+    found = dot_interaction(as_tensor, torch.from_numpy(pooled), include_diagonal)
+    expected = oracles.dot_interaction(dense if has_dense else None, pooled, include_diagonal)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("has_dense", [True, False])
+@pytest.mark.parametrize("include_diagonal", [True, False])
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+def test_gradcheck(interaction: str, has_dense: bool, include_diagonal: bool) -> None:
+    torch.manual_seed(0)
+    dense = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    # Feature-major in memory, as the tables return it.
+    pooled = torch.randn(4, 2, 3, dtype=torch.float64).transpose(0, 1).requires_grad_()
+
+    def run(*vectors: torch.Tensor) -> torch.Tensor:
+        first = vectors[0] if has_dense else None
+        if interaction == "cat":
+            return cat_interaction(first, vectors[-1])
+        return dot_interaction(first, vectors[-1], include_diagonal)
+
+    assert torch.autograd.gradcheck(run, (dense, pooled) if has_dense else (pooled,))
+
+
+def test_infinite_gradient_of_a_pair_stays_in_the_pair() -> None:
+    pooled = torch.randn(1, 3, 2, requires_grad=True)
+    dot_interaction(None, pooled).backward(torch.tensor([[torch.inf, 1.0, 1.0]]))
+    assert pooled.grad is not None
+    assert pooled.grad[0, 2].isfinite().all()  # the pair (1,0) holds no vector 2
+
+
+def test_first_use_in_inference_mode_leaves_training_possible() -> None:
+    # 7 vectors: a number of pairs that no other test caches
+    dense, pooled = torch.randn(2, 3), torch.randn(2, 6, 3)
+    with torch.inference_mode():
+        expected = dot_interaction(dense, pooled)
+    dense.requires_grad_()
+    found = dot_interaction(dense, pooled)
+    found.sum().backward()
+    assert torch.equal(found, expected)
+
+
+def test_dims_must_agree() -> None:
+    message = "dense vectors have dim 3, pooled embeddings 2; they must be equal: end the bottom"
+    with pytest.raises(ValueError, match=message):
+        dot_interaction(torch.ones(1, 3), POOLED)
+    with pytest.raises(ValueError, match=message):
+        cat_interaction(torch.ones(1, 3), POOLED)
