@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.builders import ROOT, tiny_dataset, tiny_recipe
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
+from tests.builders import ROOT, tiny_dataset, tiny_recipe
 
 # 300 steps over several epochs, dropout on: the random state and the position in the data matter.
 SETTINGS = (

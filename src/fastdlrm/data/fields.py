@@ -30,8 +30,6 @@ _CR = np.uint8(13)
 _TAB = np.uint8(9)
 _SPACE = np.uint8(32)
 
-Span = tuple[int, int, int, int, int]
-
 
 class Dialect(NamedTuple):
     """How rows are written, and which fields are kept.
@@ -73,7 +71,7 @@ def split_rows(
     is_final: bool,
     dialect: Dialect,
     columns: Columns,
-) -> Span:
+) -> tuple[int, int, int, int, int]:
     """Append rows to `columns` until the text ends, the room ends, or a row is malformed.
 
     A line without a character is passed over, unless rows have a single field.
@@ -92,22 +90,29 @@ def split_rows(
         row not appended; rows that `columns` holds; the line number there; and for WRONG_COUNT the
         number of fields found.
     """
+    # A tuple's array, or a row of an array, counts references: none is made in the loop's calls.
+    delimiter, quote, slots = dialect.delimiter, dialect.quote, dialect.slots
+    offsets, data, lines, spans = columns.offsets, columns.data, columns.lines, columns.spans
+    fields = np.empty((len(slots), 3), dtype=np.int64)
     while position < len(block):
         blank = _line_break(block, position)
-        if blank > 0 and len(dialect.slots) > 1:
+        if blank > 0 and len(slots) > 1:
             position += blank
             line += 1
             continue
-        if row == len(columns.lines):
+        if row == len(lines):
             return FULL, position, row, line, 0
-        status, end, num_fields, num_lines = _split_row(
-            block, position, row, is_final, dialect, columns
+        status, end, num_fields, num_lines = _find_fields(
+            block, position, is_final, delimiter, quote, fields
         )
         if status != _ROW:
             return status, position, row, line, num_fields
-        columns.lines[row] = line
-        columns.spans[row, 0] = position
-        columns.spans[row, 1] = end
+        for field in range(num_fields):
+            if slots[field] >= 0:
+                _append(block, fields[field], quote, offsets[slots[field]], data[slots[field]], row)
+        lines[row] = line
+        spans[row, 0] = position
+        spans[row, 1] = end
         position = end
         line += num_lines
         row += 1
@@ -115,112 +120,107 @@ def split_rows(
 
 
 @njit(cache=True, nogil=True)
-def _split_row(
+def _find_fields(
     block: NDArray[np.uint8],
     position: int,
-    row: int,
     is_final: bool,
-    dialect: Dialect,
-    columns: Columns,
+    delimiter: NDArray[np.uint8],
+    quote: int,
+    fields: NDArray[np.int64],
 ) -> tuple[int, int, int, int]:
+    """Status, end, number of fields and lines of a row.
+
+    Writes where each field begins and ends and whether it is quoted to `fields`.
+    """
+    stop = len(block)
+    first, is_single = delimiter[0], len(delimiter) == 1
     num_fields, num_lines = 0, 1
     while True:
-        kind, begin, end, position, num_breaks = _field(block, position, dialect)
-        cut_short = len(block) - position < len(dialect.delimiter) and not is_final
-        if cut_short and (position == len(block) or block[position] != _LF):
+        begin, kind = position, _PLAIN
+        if quote >= 0:
+            while position < stop and _is_space(block, position, delimiter):
+                position += 1
+            if position < stop and block[position] == quote:
+                begin = position + 1
+                kind, end, position, num_breaks = _quoted_field(block, begin, delimiter, quote)
+                num_lines += num_breaks
+        if kind == _PLAIN:
+            while position < stop:
+                byte = block[position]
+                if byte == _LF:
+                    break
+                if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
+                    break
+                position += 1
+            end = position
+        is_cut = stop - position < len(delimiter) and not is_final
+        if is_cut and (position == stop or block[position] != _LF):
             return MORE, position, 0, 0
         if kind == _OPEN:
             return OPEN_QUOTE, position, 0, 0
         if kind == _STRAY:
             return STRAY_QUOTE, position, 0, 0
-        num_lines += num_breaks
-        if num_fields < len(dialect.slots) and dialect.slots[num_fields] >= 0:
-            quote = dialect.quote if kind == _QUOTED else -1
-            _append(block, begin, end, quote, columns, dialect.slots[num_fields], row)
+        if num_fields < len(fields):
+            fields[num_fields, 0] = begin
+            fields[num_fields, 1] = end
+            fields[num_fields, 2] = kind == _QUOTED
         num_fields += 1
-        if position == len(block):
+        if position == stop or block[position] == _LF:
             break
-        if block[position] == _LF:
-            position += 1
-            break
-        position += len(dialect.delimiter)
-    status = _ROW if num_fields == len(dialect.slots) else WRONG_COUNT
-    return status, position, num_fields, num_lines
+        position += len(delimiter)
+    status = _ROW if num_fields == len(fields) else WRONG_COUNT
+    return status, min(position + 1, stop), num_fields, num_lines
 
 
 @njit(cache=True, nogil=True)
-def _field(block: NDArray[np.uint8], position: int, dialect: Dialect) -> Span:
-    """Kind, begin, end, where the field's delimiter or line break is, and line breaks inside."""
-    delimiter = dialect.delimiter
-    begin = position
-    if dialect.quote >= 0:
-        while position < len(block) and _is_space(block, position, delimiter):
-            position += 1
-        if position < len(block) and block[position] == dialect.quote:
-            return _quoted_field(block, position + 1, dialect)
-    first, is_single = delimiter[0], len(delimiter) == 1
-    while position < len(block):
-        byte = block[position]
-        if byte == _LF:
-            break
-        if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
-            break
-        position += 1
-    return _PLAIN, begin, position, position, 0
-
-
-@njit(cache=True, nogil=True)
-def _quoted_field(block: NDArray[np.uint8], position: int, dialect: Dialect) -> Span:
-    begin = position
+def _quoted_field(
+    block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8], quote: int
+) -> tuple[int, int, int, int]:
+    """Kind, end, where the field's delimiter or line break is, and line breaks inside."""
     num_breaks = 0
     while position < len(block):
-        if block[position] == dialect.quote:
-            if position + 1 == len(block) or block[position + 1] != dialect.quote:
+        if block[position] == quote:
+            if position + 1 == len(block) or block[position + 1] != quote:
                 break
             position += 1
         elif block[position] == _LF:
             num_breaks += 1
         position += 1
     if position == len(block):
-        return _OPEN, begin, position, position, num_breaks
+        return _OPEN, position, position, num_breaks
     end = position
     position += 1
-    while position < len(block) and _is_space(block, position, dialect.delimiter):
+    while position < len(block) and _is_space(block, position, delimiter):
         position += 1
     is_whole = (
         position == len(block)
         or block[position] == _LF
-        or _is_delimiter(block, position, dialect.delimiter)
+        or _is_delimiter(block, position, delimiter)
     )
-    return _QUOTED if is_whole else _STRAY, begin, end, position, num_breaks
+    return _QUOTED if is_whole else _STRAY, end, position, num_breaks
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _append(
     block: NDArray[np.uint8],
-    begin: int,
-    end: int,
+    field: NDArray[np.int64],
     quote: int,
-    columns: Columns,
-    slot: int,
+    offsets: NDArray[np.int32],
+    data: NDArray[np.uint8],
     row: int,
 ) -> None:
-    """Append block[begin:end], trimmed, doubled quotes made one, as a row's text of a column."""
+    """Append a field's text, trimmed, doubled quotes made one, as a row's text of a column."""
+    begin, end, is_quoted = field[0], field[1], field[2]
     while begin < end and _is_white(block[begin]):
         begin += 1
     while begin < end and _is_white(block[end - 1]):
         end -= 1
-    length = columns.offsets[slot, row]
-    if quote < 0:
-        for i in range(end - begin):
-            columns.data[slot, length + i] = block[begin + i]
-        length += end - begin
-    else:
-        while begin < end:
-            columns.data[slot, length] = block[begin]
-            length += 1
-            begin += 2 if block[begin] == quote else 1
-    columns.offsets[slot, row + 1] = length
+    length = offsets[row]
+    while begin < end:
+        data[length] = block[begin]
+        length += 1
+        begin += 2 if is_quoted and block[begin] == quote else 1
+    offsets[row + 1] = length
 
 
 @njit(cache=True, nogil=True)
@@ -237,17 +237,17 @@ def _line_break(block: NDArray[np.uint8], position: int) -> int:
 def _is_delimiter(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
     if position + len(delimiter) > len(block):
         return False
-    for i in range(len(delimiter)):
+    for i in range(1, len(delimiter)):
         if block[position + i] != delimiter[i]:
             return False
-    return True
+    return block[position] == delimiter[0]
 
 
 @njit(cache=True, nogil=True)
 def _is_space(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
     """Whether a space or carriage return stands here that does not begin a delimiter."""
     byte = block[position]
-    return (byte == _SPACE or byte == _CR) and not _is_delimiter(block, position, delimiter)
+    return (byte in (_SPACE, _CR)) and not _is_delimiter(block, position, delimiter)
 
 
 @njit(cache=True, nogil=True)

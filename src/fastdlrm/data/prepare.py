@@ -24,7 +24,6 @@ from fastdlrm.contracts.manifest import (
     VERSIONS,
     DatasetManifest,
     FileEntry,
-    InputFile,
     source_commit,
     write_manifest,
 )

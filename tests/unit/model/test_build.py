@@ -1,0 +1,102 @@
+"""From config and schema to a model: widths, seeds and the errors of a config that does not fit."""
+
+import pytest
+import torch
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.contracts.encoding import Encoding, TableEncoding
+from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
+from fastdlrm.errors import ConfigError
+from fastdlrm.model.build import build_dlrm
+from fastdlrm.model.config import ModelConfig
+
+
+def make_schema(num_dense: int, num_sparse: int) -> Schema:
+    return Schema(
+        label=Label(column="y", positive=("1",), negative=("0",)),
+        dense=tuple(
+            DenseFeature(name=f"d{k}", column=f"d{k}", transform="none", fill=0.0)
+            for k in range(num_dense)
+        ),
+        sparse=tuple(
+            SparseFeature(name=f"s{k}", column=f"s{k}", table=f"t{k}", key="int")
+            for k in range(num_sparse)
+        ),
+        tables=tuple(
+            Table(name=f"t{k}", encoding="hash", min_count=1, max_rows=10 + k)
+            for k in range(num_sparse)
+        ),
+    )
+
+
+def make_encoding(schema: Schema) -> Encoding:
+    tables = {
+        t.name: TableEncoding(num_embeddings=t.max_rows, vocabulary="", coverage=1.0)
+        for t in schema.tables
+    }
+    return Encoding(hash_version=1, dense={}, quantiles={}, tables=tables)
+
+
+def build(num_dense: int, num_sparse: int, seed: int = 0, **config: object):
+    schema = make_schema(num_dense, num_sparse)
+    config = {"embedding_dim": 4, "bottom_mlp": (8, 4), "top_mlp": (6,), **config}
+    return build_dlrm(ModelConfig(**config), schema, make_encoding(schema), seed)
+
+
+@pytest.mark.parametrize(
+    ("num_dense", "config", "width"),
+    [
+        (2, {}, 4 + 6),  # 4 vectors: 4 * 3 / 2 pairs
+        (2, {"include_diagonal": True}, 4 + 10),  # 4 * 5 / 2
+        (2, {"interaction": "cat"}, 16),
+        (0, {"bottom_mlp": ()}, 3),  # 3 vectors: 3 pairs
+        (0, {"bottom_mlp": (), "interaction": "cat"}, 12),
+    ],
+)
+def test_width_of_the_top_mlp(num_dense: int, config: dict[str, object], width: int) -> None:
+    model = build(num_dense, 3, **config)
+    assert model.top_mlp[0].in_features == width
+    ids = torch.zeros(3 * 5, dtype=torch.int32)
+    sparse = SparseBatch(ids=ids, lengths=None, weights=None, num_features=3)
+    assert model(torch.randn(5, num_dense), sparse).shape == (5,)
+
+
+def test_table_sizes_come_from_the_encoding() -> None:
+    assert build(2, 3).tables.num_embeddings == {"t0": 10, "t1": 11, "t2": 12}
+
+
+def test_options_reach_the_layers() -> None:
+    names = [type(m).__name__ for m in build(2, 3, norm="layer", dropout=0.5).top_mlp]
+    assert names == ["Linear", "LayerNorm", "ReLU", "Dropout", "Linear"]
+    assert build(2, 3, pooling="mean").tables.pooling == "mean"
+    weights = build(2, 3, init="normal", embedding_std=1e-6).tables.weight
+    assert weights.abs().max() < 1e-5
+
+
+def test_a_seed_is_a_model() -> None:
+    before = torch.get_rng_state()
+    one, two, other = build(2, 3, seed=1), build(2, 3, seed=1), build(2, 3, seed=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.tables.weight, other.tables.weight)
+
+
+def test_dense_features_need_a_bottom_mlp() -> None:
+    message = r"bottom_mlp is empty, the dataset has 2 dense features; set .* = \[4\]"
+    with pytest.raises(ConfigError, match=message):
+        build(2, 3, bottom_mlp=())
+
+
+def test_a_bottom_mlp_needs_dense_features() -> None:
+    with pytest.raises(
+        ConfigError, match=r"bottom_mlp is \[8, 4\], .* no dense feature; set .*\[\]"
+    ):
+        build(0, 3)
+
+
+@pytest.mark.parametrize(("num_dense", "num_sparse"), [(2, 0), (0, 1)])
+def test_dot_needs_two_vectors(num_dense: int, num_sparse: int) -> None:
+    bottom = (4,) if num_dense else ()
+    with pytest.raises(ConfigError, match=r"'dot' with 1 vector .* set model.interaction = 'cat'"):
+        build(num_dense, num_sparse, bottom_mlp=bottom)
+    assert build(num_dense, num_sparse, bottom_mlp=bottom, interaction="cat")
