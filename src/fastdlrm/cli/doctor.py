@@ -1,19 +1,32 @@
-"""`fastdlrm doctor`: what is installed, what the machine has, which kernels run, what lacks."""
+"""`fastdlrm doctor`: versions, machine, the kernels in use, and what is missing."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
-from rich.console import Console, Group
-from rich.table import Table
 
 from fastdlrm import __version__
 from fastdlrm.cli.host import Fact, Gpu, Host, probe
 from fastdlrm.cli.options import Json
 from fastdlrm.kernels.registry import Implementation, implementations
 
-PACKAGES = tuple(["torch", "numpy", "pyarrow", "duckdb", "numba", "msgspec", "safetensors", "triton", "tensorboard"])
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "numba",
+    "msgspec",
+    "safetensors",
+    "triton",
+    "tensorboard",
+)
 
 
 class Missing(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +54,8 @@ def doctor(json_output: Json = False) -> None:
 
     fastdlrm doctor
     """
+    from rich.console import Console
+
     diagnosis = diagnose()
     if json_output:
         typer.echo(msgspec.json.encode(diagnosis).decode())
@@ -88,8 +103,10 @@ def missing(versions: dict[str, Fact], host: Host) -> list[Missing]:
     return found
 
 
-def render(diagnosis: Diagnosis) -> Group:
+def render(diagnosis: Diagnosis) -> "Group":
     """The diagnosis as tables for a terminal."""
+    from rich.console import Group
+
     parts = []
     versions = {name: _text(fact) for name, fact in diagnosis.versions.items()}
     for title, rows in (("Versions", versions), ("Machine", _host_rows(diagnosis.host))):
@@ -131,7 +148,9 @@ def _host_rows(host: Host) -> dict[str, str]:
     return rows
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, *columns: str) -> "Table":
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=any(columns), box=None)
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -23,8 +23,6 @@ STRAY_QUOTE = 4
 """A closing quote is followed by neither a delimiter nor a line break."""
 _ROW = 5
 
-_PLAIN, _QUOTED, _OPEN, _STRAY = 0, 1, 2, 3
-
 _LF = np.uint8(10)
 _CR = np.uint8(13)
 _TAB = np.uint8(9)
@@ -132,51 +130,53 @@ def _find_fields(
 
     Writes where each field begins and ends and whether it is quoted to `fields`.
     """
-    stop = len(block)
-    first, is_single = delimiter[0], len(delimiter) == 1
     num_fields, num_lines = 0, 1
     while True:
-        begin, kind = position, _PLAIN
+        status, begin, is_quoted = _ROW, position, False
         if quote >= 0:
-            while position < stop and _is_space(block, position, delimiter):
-                position += 1
-            if position < stop and block[position] == quote:
-                begin = position + 1
-                kind, end, position, num_breaks = _quoted_field(block, begin, delimiter, quote)
-                num_lines += num_breaks
-        if kind == _PLAIN:
-            while position < stop:
-                byte = block[position]
-                if byte == _LF:
-                    break
-                if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
-                    break
-                position += 1
-            end = position
-        is_cut = stop - position < len(delimiter) and not is_final
-        if is_cut and (position == stop or block[position] != _LF):
+            position = _skip_spaces(block, position, delimiter)
+            is_quoted = position < len(block) and block[position] == quote
+        if is_quoted:
+            begin = position + 1
+            status, end, position, num_breaks = _quoted_field(block, begin, delimiter, quote)
+            num_lines += num_breaks
+        else:
+            end = position = _plain_field(block, position, delimiter)
+        if not is_final and _is_cut(block, position, delimiter):
             return MORE, position, 0, 0
-        if kind == _OPEN:
-            return OPEN_QUOTE, position, 0, 0
-        if kind == _STRAY:
-            return STRAY_QUOTE, position, 0, 0
+        if status != _ROW:
+            return status, position, 0, 0
         if num_fields < len(fields):
             fields[num_fields, 0] = begin
             fields[num_fields, 1] = end
-            fields[num_fields, 2] = kind == _QUOTED
+            fields[num_fields, 2] = is_quoted
         num_fields += 1
-        if position == stop or block[position] == _LF:
+        if position == len(block) or block[position] == _LF:
             break
         position += len(delimiter)
     status = _ROW if num_fields == len(fields) else WRONG_COUNT
-    return status, min(position + 1, stop), num_fields, num_lines
+    return status, min(position + 1, len(block)), num_fields, num_lines
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _plain_field(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> int:
+    """Where the delimiter or line break after an unquoted field is."""
+    first, is_single = delimiter[0], len(delimiter) == 1
+    while position < len(block):
+        byte = block[position]
+        if byte == _LF:
+            break
+        if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
+            break
+        position += 1
+    return position
 
 
 @njit(cache=True, nogil=True)
 def _quoted_field(
     block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8], quote: int
 ) -> tuple[int, int, int, int]:
-    """Kind, end, where the field's delimiter or line break is, and line breaks inside."""
+    """Status, end, where the delimiter or line break after it is, and line breaks inside."""
     num_breaks = 0
     while position < len(block):
         if block[position] == quote:
@@ -187,17 +187,15 @@ def _quoted_field(
             num_breaks += 1
         position += 1
     if position == len(block):
-        return _OPEN, position, position, num_breaks
+        return OPEN_QUOTE, position, position, num_breaks
     end = position
-    position += 1
-    while position < len(block) and _is_space(block, position, delimiter):
-        position += 1
+    position = _skip_spaces(block, end + 1, delimiter)
     is_whole = (
         position == len(block)
         or block[position] == _LF
         or _is_delimiter(block, position, delimiter)
     )
-    return _QUOTED if is_whole else _STRAY, end, position, num_breaks
+    return _ROW if is_whole else STRAY_QUOTE, end, position, num_breaks
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -243,11 +241,22 @@ def _is_delimiter(block: NDArray[np.uint8], position: int, delimiter: NDArray[np
     return block[position] == delimiter[0]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _is_cut(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
+    """Whether the text ends before it is known what follows a field."""
+    if position == len(block):
+        return True
+    return block[position] != _LF and len(block) - position < len(delimiter)
+
+
 @njit(cache=True, nogil=True)
-def _is_space(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> bool:
-    """Whether a space or carriage return stands here that does not begin a delimiter."""
-    byte = block[position]
-    return (byte in (_SPACE, _CR)) and not _is_delimiter(block, position, delimiter)
+def _skip_spaces(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> int:
+    """Behind the spaces and carriage returns that stand here, delimiters aside."""
+    while position < len(block) and block[position] in (_SPACE, _CR):
+        if _is_delimiter(block, position, delimiter):
+            break
+        position += 1
+    return position
 
 
 @njit(cache=True, nogil=True)

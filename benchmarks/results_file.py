@@ -1,0 +1,47 @@
+"""Where results go, and what they say of the machine and the code that made them."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def host() -> dict[str, Any]:
+    """CPU model, cores, memory, versions and commit."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.is_file() else [])
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("fastdlrm", "torch", "numpy", "pyarrow", "duckdb", "numba")},
+        "commit": commit.stdout.strip(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def write(name: str, config: dict[str, Any], samples: list[dict[str, Any]]) -> Path:
+    """Write `results/NAME.json`: raw samples, their medians, the host and the config."""
+    numbers = [k for k, v in samples[0].items() if isinstance(v, int | float)]
+    median = {k: statistics.median(s[k] for s in samples) for k in numbers}
+    path = RESULTS / f"{name}.json"
+    content = {"config": config, "host": host(), "median": median, "samples": samples}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
