@@ -45,6 +45,8 @@ class SparseBatch:
     def slice(self, start: int, stop: int) -> "SparseBatch":
         """Samples start .. stop - 1, as a batch of their own."""
         F, B = self.num_features, self.num_samples
+        if F == 0:
+            return self
         if self.lengths is None:
             ids = self.ids.view(F, B)[:, start:stop].reshape(-1)
             weights = (
@@ -63,9 +65,9 @@ class SparseBatch:
     @staticmethod
     def concat(parts: Sequence["SparseBatch"]) -> "SparseBatch":
         """All samples of several batches, in order; F must be the same."""
-        if len(parts) == 1:
-            return parts[0]
         F = parts[0].num_features
+        if len(parts) == 1 or F == 0:
+            return parts[0]
         if all(p.lengths is None for p in parts):
             split = [p.ids.view(F, -1) for p in parts]
             ids = torch.cat(split, 1).reshape(-1)

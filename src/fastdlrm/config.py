@@ -34,10 +34,10 @@ def load_config(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: The file cannot be read, or a key or value is wrong.
     """
-    where, text = _read(name)
+    where, content = _read(name)
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
+        tree = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(f"{where}: not TOML: {problem}") from problem
     for override in overrides:
         _apply(tree, override)
@@ -67,19 +67,19 @@ def to_tree(config: msgspec.Struct) -> dict[str, Any]:
     return tree
 
 
-def _read(name: str) -> tuple[str, str]:
+def _read(name: str) -> tuple[str, bytes]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"config {name!r}: no such file")
-        return str(path), path.read_text(encoding="utf-8")
+        return str(path), path.read_bytes()
     if name not in preset_names():
         raise ConfigError(
             f"config {name!r}: neither a preset ({', '.join(preset_names())}) "
             "nor the path of a .toml file"
         )
     preset = resources.files("fastdlrm").joinpath("presets", f"{name}.toml")
-    return f"preset {name}", preset.read_text(encoding="utf-8")
+    return f"preset {name}", preset.read_bytes()
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -108,7 +108,7 @@ def _child(node: Any, key: str, override: str) -> Any:
 
 
 def _position(node: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or int(key) >= len(node):
         raise ConfigError(f"override {override!r}: {key!r} is not a position in 0..{len(node) - 1}")
     return int(key)
 

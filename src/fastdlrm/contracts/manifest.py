@@ -179,7 +179,7 @@ def read_manifest(
                 f"name a {wanted} folder made by this version"
             )
         manifest = msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise error(f"{path}: damaged manifest: {problem}; make the {wanted} again") from problem
     encoding = getattr(manifest, "encoding", None)
     if encoding is not None and encoding.hash_version != HASH_VERSION:

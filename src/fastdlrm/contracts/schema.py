@@ -139,7 +139,8 @@ def _check_sparse(feature: SparseFeature, tables: set[str]) -> None:
     where = f"schema: sparse feature {feature.name!r}"
     if feature.table not in tables:
         raise ConfigError(f"{where}: table {feature.table!r} is not one of {sorted(tables)}")
-    if (feature.key == "quantile") != (feature.num_quantiles > 1):
+    is_quantile = feature.key == "quantile"
+    if feature.num_quantiles < 2 if is_quantile else feature.num_quantiles != 0:
         raise ConfigError(
             f"{where}: key {feature.key!r} with num_quantiles {feature.num_quantiles}; "
             "'quantile' takes 2 or more, every other key takes 0"

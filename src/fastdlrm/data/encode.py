@@ -2,7 +2,7 @@
 
 Encoded columns, in this order: `label` (uint8, where known); each dense feature (float32); each
 sparse feature (ids in the smallest unsigned type that holds its table's rows, a list of them for a
-bag), followed by `{feature}.weights` (list of float32) where ids carry weights. No column has nulls.
+bag), followed by `{feature}.weights` (list of float32) where ids carry weights. There are no nulls.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,6 @@ class Encoder:
         self._schema = schema
         self._encoding = encoding
         self._tables = tables
-        self._edges = {name: np.asarray(edges) for name, edges in encoding.quantiles.items()}
         self._types = {
             labelled: encoded_schema(schema, encoding, labelled) for labelled in (True, False)
         }
@@ -99,10 +98,8 @@ class Encoder:
         columns = [rows.column(LABEL)] if labelled else []
         columns += [self._dense(f, rows.column(dense_column(f.name))) for f in self._schema.dense]
         for feature in self._schema.sparse:
-            values = rows.column(sparse_column(feature.name))
-            columns.append(
-                self._bags(feature, values) if feature.bag else self._ids(feature, values)
-            )
+            encode = self._bags if feature.bag else self._ids
+            columns.append(encode(feature, rows.column(sparse_column(feature.name))))
             if feature.is_weighted:
                 columns.append(_compact(rows.column(weight_column(feature.name))))
         return pa.RecordBatch.from_arrays(columns, schema=self._types[labelled])
@@ -120,7 +117,7 @@ class Encoder:
         return pa.array(encoded)
 
     def _ids(self, feature: SparseFeature, values: pa.Array) -> pa.Array:
-        keys = key_values(feature, values, self._edges.get(feature.name, ()))
+        keys = key_values(feature, values, self._encoding.quantiles.get(feature.name, ()))
         table = self._encoding.tables[feature.table]
         ids = np.empty(len(keys), dtype=_id_type(feature.table, self._encoding).to_pandas_dtype())
         if table.vocabulary:

@@ -130,6 +130,7 @@ def _find_fields(
 
     Writes where each field begins and ends and whether it is quoted to `fields`.
     """
+    first, is_single = delimiter[0], len(delimiter) == 1
     num_fields, num_lines = 0, 1
     while True:
         status, begin, is_quoted = _ROW, position, False
@@ -141,7 +142,14 @@ def _find_fields(
             status, end, position, num_breaks = _quoted_field(block, begin, delimiter, quote)
             num_lines += num_breaks
         else:
-            end = position = _plain_field(block, position, delimiter)
+            while position < len(block):
+                byte = block[position]
+                if byte == _LF:
+                    break
+                if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
+                    break
+                position += 1
+            end = position
         if not is_final and _is_cut(block, position, delimiter):
             return MORE, position, 0, 0
         if status != _ROW:
@@ -156,20 +164,6 @@ def _find_fields(
         position += len(delimiter)
     status = _ROW if num_fields == len(fields) else WRONG_COUNT
     return status, min(position + 1, len(block)), num_fields, num_lines
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _plain_field(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.uint8]) -> int:
-    """Where the delimiter or line break after an unquoted field is."""
-    first, is_single = delimiter[0], len(delimiter) == 1
-    while position < len(block):
-        byte = block[position]
-        if byte == _LF:
-            break
-        if byte == first and (is_single or _is_delimiter(block, position, delimiter)):
-            break
-        position += 1
-    return position
 
 
 @njit(cache=True, nogil=True)
@@ -238,7 +232,7 @@ def _is_delimiter(block: NDArray[np.uint8], position: int, delimiter: NDArray[np
     for i in range(1, len(delimiter)):
         if block[position + i] != delimiter[i]:
             return False
-    return block[position] == delimiter[0]
+    return bool(block[position] == delimiter[0])
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -261,4 +255,4 @@ def _skip_spaces(block: NDArray[np.uint8], position: int, delimiter: NDArray[np.
 
 @njit(cache=True, nogil=True)
 def _is_white(byte: np.uint8) -> bool:
-    return byte == _SPACE or (_TAB <= byte <= _CR)
+    return bool(byte == _SPACE or _TAB <= byte <= _CR)

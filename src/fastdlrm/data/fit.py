@@ -1,4 +1,4 @@
-"""Everything that `prepare` learns from the train rows: the `Encoding`, and the vocabularies on disk.
+"""What `prepare` learns from the train rows: the `Encoding`, and the vocabularies on disk.
 
 Invariant: the result depends on the train rows, their order and the schema alone, not on how the
 rows are cut into files, row groups and blocks.
@@ -7,7 +7,6 @@ rows are cut into files, row groups and blocks.
 import logging
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,9 @@ from fastdlrm.contracts.encoding import HASH_VERSION, DenseStatistics, Encoding,
 from fastdlrm.contracts.schema import DenseFeature, Schema, SparseFeature, Table
 from fastdlrm.data.features import filled_numbers, present_values, require_finite
 from fastdlrm.data.split import TRAIN, Splits
+from fastdlrm.data.sql import select
 from fastdlrm.data.staged import StagedRows, dense_column, sparse_column
+from fastdlrm.data.threads import map_in_order
 from fastdlrm.data.vocabulary import Edges, fit_vocabulary, write_vocabulary
 from fastdlrm.errors import DataError
 
@@ -60,21 +61,15 @@ class Fitter:
             DataError: A column has no value in train, or a vocabulary cannot be made.
         """
         self._require_values()
-        dense = {
-            f.name: self._statistics(f) for f in self.schema.dense if f.transform == "standardize"
-        }
-        edges = {f.name: self._quantile_edges(f) for f in self.schema.sparse if f.key == "quantile"}
-        with ThreadPoolExecutor(self.num_workers) as pool:
-            futures = [pool.submit(self._table, table, edges) for table in self.schema.tables]
-            tables = {}
-            try:
-                for done, (table, future) in enumerate(
-                    zip(self.schema.tables, futures, strict=True)
-                ):
-                    tables[table.name] = future.result()
-                    progress((done + 1) / len(futures))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        scaled = [f for f in self.schema.dense if f.transform == "standardize"]
+        bucketised = [f for f in self.schema.sparse if f.key == "quantile"]
+        dense = {feature.name: self._statistics(feature) for feature in scaled}
+        edges = {feature.name: self._quantile_edges(feature) for feature in bucketised}
+        tables: dict[str, TableEncoding] = {}
+        work = map_in_order(lambda t: self._table(t, edges), self.schema.tables, self.num_workers)
+        for table, encoding in zip(self.schema.tables, work, strict=True):
+            tables[table.name] = encoding
+            progress(len(tables) / len(self.schema.tables))
         return Encoding(hash_version=HASH_VERSION, dense=dense, quantiles=edges, tables=tables)
 
     def _require_values(self) -> None:
@@ -90,8 +85,8 @@ class Fitter:
                 return
         names = ", ".join(column[2:] for column in empty)
         raise DataError(
-            f"features without a single value in the train rows: {names}; drop them from data.dense "
-            "and data.sparse, or check data.source.missing and data.source.columns"
+            f"features without a single value in the train rows: {names}; drop them from "
+            "data.dense and data.sparse, or check data.source.missing and data.source.columns"
         )
 
     def _statistics(self, feature: DenseFeature) -> DenseStatistics:
@@ -112,16 +107,12 @@ class Fitter:
         return DenseStatistics(mean=mean, std=std or 1.0)
 
     def _quantile_edges(self, feature: SparseFeature) -> tuple[float, ...]:
-        """The values at sorted places floor(j * n / num_quantiles), each once and above the least."""
+        """The values at sorted places floor(j n / num_quantiles), each once, above the least."""
         column = sparse_column(feature.name)
-        batches = (
-            pa.record_batch([present_values(values)], names=["value"])
-            for values in self.splits.train_values(self.rows, column)
-        )
-        reader = pa.RecordBatchReader.from_batches(pa.schema([("value", pa.float64())]), batches)
+        train = self.splits.train_values(self.rows, column)
         query = f"""
             WITH counts AS MATERIALIZED (
-                SELECT value, count(*) AS num FROM numbers WHERE isfinite(value) GROUP BY value
+                SELECT value, count(*) AS num FROM stream WHERE isfinite(value) GROUP BY value
             ), places AS (
                 SELECT value, sum(num) OVER (ORDER BY value) AS num_upto FROM counts
             ), wanted AS (
@@ -131,8 +122,9 @@ class Fitter:
             SELECT DISTINCT value FROM wanted ASOF JOIN places ON wanted.place < places.num_upto
             WHERE value > (SELECT min(value) FROM counts) ORDER BY value
         """
-        relation = self.connection.cursor().from_arrow(reader).query("numbers", query)
-        return tuple(value for (value,) in relation.fetchall())
+        values = map(present_values, train)
+        found = select(self.connection, pa.float64(), values, query).read_all()
+        return tuple(found.column(0).to_pylist())
 
     def _table(self, table: Table, edges: Edges) -> TableEncoding:
         if table.encoding == "hash":

@@ -3,6 +3,8 @@
 Constants are np.uint64 throughout: one signed operand would turn the arithmetic into floats.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -48,7 +50,7 @@ def text_keys(offsets: NDArray[np.int32], data: NDArray[np.uint8]) -> Keys:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def write_buckets(keys: Keys, num_buckets: np.uint64, first: np.uint64, out: NDArray) -> None:
+def write_buckets(keys: Keys, num_buckets: np.uint64, first: np.uint64, out: NDArray[Any]) -> None:
     """Write first + `hashing.bucket` of each key.
 
     Args:

@@ -3,6 +3,8 @@
 Open addressing with linear probing from the mixed key; the capacity is a power of two.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -68,7 +70,7 @@ class KeyCounter:
         # A table of capacity c takes 16 c bytes, and half as much again while it grows into c.
         self._max_capacity = max(1024, _capacity(max_bytes // 24 + 1) // 2)
         self._low, self._high = 0, _TOP
-        self._clear()
+        self._table, self._size = _empty_table(1024), 0
 
     @property
     def is_done(self) -> bool:
@@ -79,14 +81,8 @@ class KeyCounter:
         """Count the keys of this pass's range."""
         start = 0
         while True:
-            start, self._size = _count(
-                keys,
-                start,
-                np.uint64(self._low),
-                np.uint64(self._high - 1),
-                self._table,
-                self._size,
-            )
+            low, last = np.uint64(self._low), np.uint64(self._high - 1)
+            start, self._size = _count(keys, start, low, last, self._table, self._size)
             if start == len(keys):
                 return
             self._make_room()
@@ -96,12 +92,8 @@ class KeyCounter:
         used = self._table[self._table[:, 1] > 0]
         width = self._high - self._low
         self._low, self._high = self._high, min(_TOP, self._high + width)
-        self._clear()
+        self._table, self._size = _empty_table(1024), 0
         return used[:, 0].copy(), used[:, 1].copy()
-
-    def _clear(self) -> None:
-        self._table = np.zeros((1024, 2), dtype=np.uint64)
-        self._size = 0
 
     def _make_room(self) -> None:
         capacity = len(self._table)
@@ -109,9 +101,14 @@ class KeyCounter:
             capacity *= 2
         else:
             self._high = (self._low + self._high) // 2
-        table = np.zeros((capacity, 2), dtype=np.uint64)
+        table = _empty_table(capacity)
         self._size = _move(self._table, np.uint64(self._high - 1), table)
         self._table = table
+
+
+def _empty_table(capacity: int) -> Keys:
+    """A (key, count) a slot; count 0 is free."""
+    return np.zeros((capacity, 2), dtype=np.uint64)
 
 
 def _capacity(at_least: int) -> int:
@@ -130,7 +127,7 @@ def _insert(keys: Keys, slots: NDArray[np.uint32]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _lookup(keys: Keys, vocabulary: Keys, slots: NDArray[np.uint32], out: NDArray) -> None:
+def _lookup(keys: Keys, vocabulary: Keys, slots: NDArray[np.uint32], out: NDArray[Any]) -> None:
     mask = np.uint64(len(slots) - 1)
     for i in range(len(keys)):
         key = keys[i]

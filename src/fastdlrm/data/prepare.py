@@ -6,12 +6,10 @@ memory is bounded by `memory_bytes` whatever the inputs' size; `out` appears com
 
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import duckdb
 import numpy as np
@@ -36,6 +34,7 @@ from fastdlrm.data.shuffle import PART_BYTES, PartPlan, Piece, load_part, pieces
 from fastdlrm.data.source import StagedFile, connect, stage_file
 from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits, time_column
 from fastdlrm.data.staged import Chunk, StagedRows, sparse_column
+from fastdlrm.data.threads import map_in_order
 from fastdlrm.data.vocabulary import check_tables
 from fastdlrm.data.write import new_folder, seal, write_part
 from fastdlrm.errors import ConfigError, DataError
@@ -49,8 +48,6 @@ LEAST_MEMORY_BYTES = 640 << 20
 
 BadRowPolicy = Literal["error", "skip"]
 Progress = Callable[[str, float], None]
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 def prepare(
@@ -189,7 +186,7 @@ class _Job:
             )
 
         staged = []
-        for file in _in_order(stage, enumerate(inputs), self.num_workers):
+        for file in map_in_order(stage, enumerate(inputs), self.num_workers):
             staged.append(file)
             self.progress("stage", len(staged) / len(inputs))
             if file.bad_rows:
@@ -211,9 +208,10 @@ class _Job:
             schema=self.schema,
             folder=self.folder,
             connection=connection,
-            memory_bytes=self.spare_bytes // 2,
+            memory_bytes=self.spare_bytes * 3 // 4,
             num_workers=self.num_workers,
         )
+        connection.execute(f"SET memory_limit = '{self.spare_bytes // 4}B'")
         return fitter.fit(lambda share: self.progress("fit", share))
 
     def _encode(
@@ -241,7 +239,7 @@ class _Job:
             return found
 
         chunks = enumerate(rows.chunks)
-        for done, found in enumerate(_in_order(encode, chunks, self.num_workers), start=1):
+        for done, found in enumerate(map_in_order(encode, chunks, self.num_workers), start=1):
             for piece in found:
                 piece.append_to(self.work)
             self.progress("encode", done / len(rows.chunks))
@@ -258,27 +256,10 @@ class _Job:
         drawn = [part for part in range(len(plan)) if spool_path(self.work, part).exists()]
         num_at_once = max(1, min(self.num_workers, self.spare_bytes // (3 * PART_BYTES)))
         files = {}
-        for path, entry in _in_order(write, drawn, num_at_once):
+        for path, entry in map_in_order(write, drawn, num_at_once):
             files[path] = entry
             self.progress("write", len(files) / len(drawn))
         return files
-
-
-def _in_order(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], num_workers: int
-) -> Iterator[ResultT]:
-    """Map in threads; at most one result a worker waits to be taken."""
-    waiting: deque[Future[ResultT]] = deque()
-    pool = ThreadPoolExecutor(num_workers)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _require_tables_fit(encoding: Encoding, memory_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Which staged rows are train, validation and test: a function of the rows, the config and the seed.
+"""Which staged rows are train, validation and test: a function of rows, config and seed.
 
 Test is cut first, validation from the rest. Both cuts are resolved to a bound on the row number,
 on the time or on a random draw, so that any block of rows can be split on its own.
@@ -7,6 +7,7 @@ on the time or on a random draw, so that any block of rows can be split on its o
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from fastdlrm.contracts.manifest import SplitInfo
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.keys import stream, uniforms
+from fastdlrm.data.sql import select
 from fastdlrm.data.staged import LABEL, TIME, Block, StagedRows
 from fastdlrm.errors import ConfigError, DataError
 
@@ -254,19 +256,12 @@ def _last_rest_time(
     rows: StagedRows, taken: Splits, num_wanted: int, connection: duckdb.DuckDBPyConnection
 ) -> int | float:
     """The time of the `num_wanted`-th latest row that is left."""
-
-    def left() -> Iterator[pa.RecordBatch]:
-        for block in rows.blocks([TIME]):
-            times = _times(block)[taken.assign(block) == TRAIN]
-            yield pa.record_batch([pa.array(times)], names=[TIME])
-
-    schema = pa.schema([(TIME, rows.schema.field(TIME).type)])
-    reader = pa.RecordBatchReader.from_batches(schema, left())
-    query = f"FROM left_over ORDER BY 1 DESC LIMIT 1 OFFSET {num_wanted - 1}"
-    relation = connection.cursor().from_arrow(reader).query("left_over", query)
-    found: int | float = relation.fetchall()[0][0]
-    return found
+    left = (pa.array(_times(block)[taken.assign(block) == TRAIN]) for block in rows.blocks([TIME]))
+    query = f"FROM stream ORDER BY value DESC LIMIT 1 OFFSET {num_wanted - 1}"
+    found = select(connection, rows.schema.field(TIME).type, left, query).read_all()
+    time: int | float = found.column(0)[0].as_py()
+    return time
 
 
-def _times(block: Block) -> NDArray[np.generic]:
+def _times(block: Block) -> NDArray[Any]:
     return block.rows.column(TIME).to_numpy()

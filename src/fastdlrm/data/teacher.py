@@ -1,13 +1,13 @@
 """The planted teacher: the hidden rule that a generated click log obeys.
 
 Each of the 13 dense and 26 sparse fields turns the value written in the file into an effect and a
-vector of NUM_HIDDEN numbers. The logit of a click is
+hidden vector. The logit of a click is
 
-    bias + sum of all effects + sum over PAIRS of the dot product of the two fields' vectors
+    bias + sum of the effects of all fields + sum of <v_i, v_j> over all pairs of INTERACTING fields
 
-Invariants: the teacher is a function of the written values alone; its parameters depend on the seed
-alone; effect and vector of each field have mean 0 and a fixed variance over the field's values, so
-that every seed plants about the same signal.
+Invariants: the teacher is a function of the written values alone; its parameters are a function of
+the seed alone; effect and vector of a field have mean 0 and a fixed variance over the field's
+values, so that every seed plants about the same signal.
 """
 
 from typing import NamedTuple
@@ -16,9 +16,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fastdlrm.contracts.hashing import mix
+from fastdlrm.data import keys
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 GAP = np.iinfo(np.int64).min
 """Stands for an empty dense field."""
@@ -26,17 +27,23 @@ GAP_ID = -1
 """Stands for an empty sparse field."""
 CLICK_RATE = 0.25
 """Share of clicks that the bias aims at."""
-NUM_HIDDEN = 4
-"""Length of a field's vector."""
-NUM_HEAD_IDS = 4096
-"""Most frequent ids of a field that have parameters of their own; all rarer ids share one set, for
+NUM_HEAD_IDS = 256
+"""Most frequent ids of a field, the ones with parameters of their own. All rarer ids share one set:
 no model could learn them from the few rows they are in."""
 HALF_SHARE = 2e-4
-"""Share of rows at which an id's parameters are shrunk by half; rarer ids are shrunk more."""
+"""Share of rows at which an id's parameters are shrunk by half; rarer ids' are shrunk more."""
+NUM_HIDDEN = 2
+"""Length of a hidden vector."""
+PAIR_VARIANCE = 0.0133
+"""Of each dot product of two fields, in squared logits."""
+LEANING = 0.9
+"""Correlation of a vector's numbers with the effect. A field that raises clicks by itself also
+raises the weight of others; without that, a model whose vectors start near 0 finds the dot products
+only after many epochs."""
 
 
 class DenseField(NamedTuple):
-    """Distribution and weight of a dense field: low + floor(scale * odds ** shape), log-logistic."""
+    """Distribution and weight of an integer: low + floor(scale * odds ** shape), log-logistic."""
 
     gap: float
     """Share of empty values."""
@@ -47,13 +54,13 @@ class DenseField(NamedTuple):
     scale: float
     """Median, above low."""
     shape: float
-    """Standard deviation of the logarithm, over 1.8. More: heavier tail."""
+    """Over 0.55, the standard deviation of the logarithm. More: heavier tail."""
     variance: float
     """Of the effect, in squared logits."""
 
 
 class SparseField(NamedTuple):
-    """Distribution and weight of a sparse field: the id of rank r has odds (r + offset) ** -skew."""
+    """Distribution and weight of an id: a Zipf head of NUM_HEAD_IDS ids and a flat tail."""
 
     gap: float
     """Share of empty values."""
@@ -61,131 +68,122 @@ class SparseField(NamedTuple):
     """Fields of one group are empty together."""
     num_ids: int
     """Different ids."""
+    tail: float
+    """Share of the tail, whose ids are equally frequent; 0 where the head holds all ids."""
     skew: float
-    """Exponent of the Zipf-Mandelbrot law, not 1. More: fewer ids make up most rows."""
-    offset: float
-    """Flattens the head."""
+    """Zipf exponent of the head, above 1. More: fewer ids make up most rows."""
     variance: float
     """Of the effect, in squared logits."""
 
 
 DENSE_FIELDS = (
-    DenseField(0.20, 0, 1, 4.0, 0.90, 0.080),
-    DenseField(0.00, 1, -2, 40.0, 0.90, 0.050),
-    DenseField(0.23, 2, 0, 6.0, 0.70, 0.030),
-    DenseField(0.26, 3, 0, 30.0, 1.00, 0.030),
-    DenseField(0.41, 4, 1, 6.0, 1.00, 0.060),
-    DenseField(0.07, 5, 0, 20.0, 1.00, 0.060),
-    DenseField(0.02, 6, 0, 3.0, 0.80, 0.040),
-    DenseField(0.00, 1, -1, 40.0, 0.70, 0.020),
-    DenseField(0.00, 1, 0, 30.0, 0.80, 0.030),
-    DenseField(0.07, 5, 0, 1.0, 0.50, 0.030),
-    DenseField(0.41, 4, 1, 2.0, 0.60, 0.060),
-    DenseField(0.01, 7, 1, 3000.0, 0.90, 0.010),
-    DenseField(0.23, 2, 0, 5.0, 0.70, 0.020),
+    DenseField(0.20, 1, 1, 4.0, 0.90, 0.08),
+    DenseField(0.00, 0, -2, 40.0, 0.90, 0.05),
+    DenseField(0.23, 2, 0, 6.0, 0.70, 0.03),
+    DenseField(0.26, 3, 0, 30.0, 0.90, 0.03),
+    DenseField(0.41, 4, 1, 6.0, 0.90, 0.06),
+    DenseField(0.07, 5, 0, 20.0, 0.90, 0.06),
+    DenseField(0.02, 6, 0, 3.0, 0.70, 0.04),
+    DenseField(0.00, 0, -1, 40.0, 0.70, 0.02),
+    DenseField(0.00, 0, 0, 30.0, 0.70, 0.03),
+    DenseField(0.07, 5, 0, 1.0, 0.50, 0.03),
+    DenseField(0.41, 4, 1, 2.0, 0.60, 0.06),
+    DenseField(0.01, 7, 1, 3000.0, 0.80, 0.01),
+    DenseField(0.23, 2, 0, 5.0, 0.70, 0.02),
 )
-"""I1 .. I13. Where low is 1 a gap has an effect of its own; elsewhere it acts as a 0, which is what
-a model sees that fills gaps with 0."""
+"""I1 .. I13. Where low is 1 a gap has an effect of its own; elsewhere it acts as a 0, which is all
+that a model sees that fills gaps with 0."""
 
 SPARSE_FIELDS = (
-    SparseField(0.00, 1, 1_460, 1.30, 2.0, 0.060),
-    SparseField(0.00, 1, 583, 1.20, 3.0, 0.060),
-    SparseField(0.04, 8, 500_000, 1.10, 1.0, 0.015),
-    SparseField(0.04, 8, 200_000, 1.10, 1.0, 0.015),
-    SparseField(0.00, 1, 305, 1.40, 2.0, 0.060),
-    SparseField(0.12, 9, 24, 1.20, 1.0, 0.060),
-    SparseField(0.00, 1, 12_517, 1.10, 3.0, 0.030),
-    SparseField(0.00, 1, 633, 1.50, 2.0, 0.060),
-    SparseField(0.00, 1, 3, 2.00, 1.0, 0.030),
-    SparseField(0.00, 1, 93_145, 1.20, 2.0, 0.020),
-    SparseField(0.00, 1, 5_683, 1.20, 3.0, 0.040),
-    SparseField(0.04, 8, 500_000, 1.15, 1.0, 0.015),
-    SparseField(0.00, 1, 3_194, 1.20, 3.0, 0.050),
-    SparseField(0.00, 1, 27, 1.30, 1.0, 0.060),
-    SparseField(0.00, 1, 14_992, 1.15, 3.0, 0.025),
-    SparseField(0.04, 8, 300_000, 1.15, 1.0, 0.015),
-    SparseField(0.00, 1, 10, 1.20, 1.0, 0.060),
-    SparseField(0.00, 1, 5_652, 1.30, 3.0, 0.040),
-    SparseField(0.44, 10, 2_173, 1.30, 2.0, 0.040),
-    SparseField(0.44, 10, 4, 1.50, 1.0, 0.040),
-    SparseField(0.04, 8, 400_000, 1.10, 1.0, 0.015),
-    SparseField(0.76, 11, 18, 1.30, 1.0, 0.030),
-    SparseField(0.00, 1, 15, 1.30, 1.0, 0.060),
-    SparseField(0.04, 8, 100_000, 1.15, 2.0, 0.020),
-    SparseField(0.44, 10, 105, 1.30, 1.0, 0.040),
-    SparseField(0.44, 10, 60_000, 1.20, 2.0, 0.020),
+    SparseField(0.00, 0, 1_460, 0.01, 1.3, 0.08),
+    SparseField(0.00, 0, 583, 0.01, 1.3, 0.10),
+    SparseField(0.04, 8, 10_131_227, 0.20, 1.8, 0.01),
+    SparseField(0.04, 8, 2_202_608, 0.15, 1.8, 0.01),
+    SparseField(0.00, 0, 305, 0.01, 1.2, 0.16),
+    SparseField(0.12, 9, 24, 0.00, 1.2, 0.14),
+    SparseField(0.00, 0, 12_517, 0.01, 1.7, 0.01),
+    SparseField(0.00, 0, 633, 0.01, 1.3, 0.10),
+    SparseField(0.00, 0, 3, 0.00, 1.6, 0.06),
+    SparseField(0.00, 0, 93_145, 0.05, 1.7, 0.01),
+    SparseField(0.00, 0, 5_683, 0.01, 1.5, 0.03),
+    SparseField(0.04, 8, 8_351_593, 0.20, 1.8, 0.01),
+    SparseField(0.00, 0, 3_194, 0.01, 1.5, 0.03),
+    SparseField(0.00, 0, 27, 0.00, 1.2, 0.16),
+    SparseField(0.00, 0, 14_992, 0.01, 1.7, 0.01),
+    SparseField(0.04, 8, 5_461_306, 0.20, 1.8, 0.01),
+    SparseField(0.00, 0, 10, 0.00, 1.2, 0.14),
+    SparseField(0.00, 0, 5_652, 0.01, 1.7, 0.01),
+    SparseField(0.44, 10, 2_173, 0.01, 1.6, 0.01),
+    SparseField(0.44, 10, 4, 0.00, 1.4, 0.08),
+    SparseField(0.04, 8, 7_046_547, 0.20, 1.8, 0.01),
+    SparseField(0.76, 11, 18, 0.00, 1.2, 0.01),
+    SparseField(0.00, 0, 15, 0.00, 1.2, 0.14),
+    SparseField(0.04, 8, 286_181, 0.05, 1.7, 0.01),
+    SparseField(0.44, 10, 105, 0.00, 1.2, 0.05),
+    SparseField(0.44, 10, 142_572, 0.05, 1.7, 0.01),
 )
-"""C1 .. C26; numbers of ids as in Criteo's Kaggle set, the largest tables cut."""
+"""C1 .. C26; numbers of ids as in Criteo's Kaggle set."""
 
 NUM_DENSE = len(DENSE_FIELDS)
 NUM_SPARSE = len(SPARSE_FIELDS)
-_PAIR_NAMES = (
-    ("C2", "C8"),
-    ("C5", "C14"),
-    ("C6", "C1"),
-    ("C17", "C25"),
-    ("C23", "C13"),
-    ("I1", "C5"),
-    ("I6", "C17"),
+NUM_GAP_GROUPS = 1 + max(field.gap_group for field in (*DENSE_FIELDS, *SPARSE_FIELDS))
+_INTERACTING_DENSE = (1,)
+_INTERACTING_SPARSE = (5, 6, 14, 17, 23)
+INTERACTING = np.array(
+    [i - 1 for i in _INTERACTING_DENSE] + [NUM_DENSE + i - 1 for i in _INTERACTING_SPARSE]
 )
-PAIR_VARIANCE = 0.07
-"""Of each pair's dot product, in squared logits."""
-_DENSE_STREAM, _SPARSE_STREAM, _ID_STREAM = 1, 2, 3
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_FINAL_1, _FINAL_2 = 0x85EBCA6B, 0xC2B2AE35
-_UNDO_1, _UNDO_2 = (np.uint32(pow(factor, -1, 1 << 32)) for factor in (_FINAL_1, _FINAL_2))
+"""I1, C5, C6, C14, C17, C23, counted in the order I1 .. I13, C1 .. C26."""
 
-
-def _field(name: str) -> int:
-    return int(name[1:]) - 1 + (NUM_DENSE if name[0] == "C" else 0)
-
-
-PAIRS = np.array([[_field(a), _field(b)] for a, b in _PAIR_NAMES], dtype=np.int64)
-"""Interacting fields, shape (pairs, 2), counted I1 .. I13, C1 .. C26."""
+_CURVE_WEIGHTS = np.array([0.3, 1.0, 0.3])
+"""Of a dense field's gap, step and bump, before they are scaled to the field's variance."""
+_NUM_QUANTILES = 4096
+_MAX_VALUE = 2**31 - 1
+_FACTOR_1, _FACTOR_2 = 0x85EBCA6B, 0xC2B2AE35
+"""Of murmur3's 32-bit finaliser, a bijection."""
+_INVERSE_1 = pow(_FACTOR_1, -1, 1 << 32)
+_INVERSE_2 = pow(_FACTOR_2, -1, 1 << 32)
+_MASK = 0xFFFFFFFF
 
 
 class Parameters(NamedTuple):
     """What the teacher hides; the first of each 1 + NUM_HIDDEN numbers is the effect."""
 
     bias: float
-    dense_coefficients: Floats
-    """Of 1, a step and a bump, shape (NUM_DENSE, 1 + NUM_HIDDEN, 3)."""
-    dense_gaps: Floats
-    """In place of all three, shape (NUM_DENSE, 1 + NUM_HIDDEN)."""
-    dense_centres: Floats
-    """Median of log1p, shape (NUM_DENSE,)."""
-    dense_spreads: Floats
-    """Standard deviation of log1p, about, shape (NUM_DENSE,)."""
+    curves: Floats
+    """Weights of 1, step and bump of a dense value, shape (NUM_DENSE, 1 + NUM_HIDDEN, 3)."""
+    gaps: Floats
+    """Of an empty dense field, shape (NUM_DENSE, 1 + NUM_HIDDEN)."""
+    centres: Floats
+    """Median of log1p of the dense values, shape (NUM_DENSE,)."""
+    spreads: Floats
+    """Standard deviation of the same, about, shape (NUM_DENSE,)."""
     tables: Floats
-    """By gap, rank of the id, all rarer ids; shape (NUM_SPARSE, NUM_HEAD_IDS + 2, 1 + NUM_HIDDEN).
-    """
-    id_keys: NDArray[np.uint32]
-    """Shape (NUM_SPARSE,)."""
-    pairs: NDArray[np.int64]
-    """As PAIRS."""
+    """Of a gap, of each head id by rank, of any tail id: shape (NUM_SPARSE, NUM_HEAD_IDS + 2,
+    1 + NUM_HIDDEN)."""
+    id_keys: Ints
+    """Turn ranks into ids, shape (NUM_SPARSE,)."""
+    interacting: Ints
+    """As INTERACTING."""
 
 
 class Teacher:
     """The hidden rule of one seed, 0 .. 2**64 - 1."""
 
     def __init__(self, seed: int) -> None:
-        dense = [_dense_parameters(seed, i) for i in range(NUM_DENSE)]
-        tables = [_table(seed, i) for i in range(NUM_SPARSE)]
+        curves, gaps = zip(*(_curve(seed, i) for i in range(NUM_DENSE)), strict=True)
+        id_keys = [int(keys.stream(seed, f"ids C{i + 1}")) & _MASK for i in range(NUM_SPARSE)]
         self.parameters = Parameters(
             bias=_bias(),
-            dense_coefficients=np.stack([coefficients for coefficients, _ in dense]),
-            dense_gaps=np.stack([gap for _, gap in dense]),
-            dense_centres=np.array([_centre(field) for field in DENSE_FIELDS]),
-            dense_spreads=np.array([_spread(field) for field in DENSE_FIELDS]),
-            tables=np.stack(tables),
-            id_keys=np.array(
-                [stream_key(seed, _ID_STREAM, i) >> 32 for i in range(NUM_SPARSE)], dtype=np.uint32
-            ),
-            pairs=PAIRS,
+            curves=np.stack(curves),
+            gaps=np.stack(gaps),
+            centres=np.array([_centre(field) for field in DENSE_FIELDS]),
+            spreads=np.array([_spread(field) for field in DENSE_FIELDS]),
+            tables=np.stack([_table(seed, i) for i in range(NUM_SPARSE)]),
+            id_keys=np.array(id_keys, dtype=np.int64),
+            interacting=INTERACTING,
         )
 
-    def logits(self, dense: NDArray[np.int64], ids: NDArray[np.int64]) -> Floats:
+    def logits(self, dense: Ints, ids: Ints) -> Floats:
         """Logits of a click.
 
         Args:
@@ -198,89 +196,82 @@ class Teacher:
         return _logits(self.parameters, dense, ids)
 
 
-def stream_key(seed: int, *path: int) -> int:
-    """Key of one of the seed's independent streams of random numbers."""
-    key = mix(seed)
-    for step in path:
-        key = mix(key ^ step)
-    return key
-
-
-@njit(cache=True, nogil=True)
-def random_bits(key: np.uint64, counter: np.uint64) -> np.uint64:
-    """The counter-th 64 random bits of a stream: splitmix64, which can start anywhere."""
-    bits = key + (counter + np.uint64(1)) * _GOLDEN
-    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
-    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
-    return bits ^ (bits >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
-def random_unit(key: np.uint64, counter: np.uint64) -> float:
-    """The counter-th random number of a stream, uniform in 0 < u < 1."""
-    return (float(random_bits(key, counter) >> np.uint64(12)) + 0.5) / 4503599627370496.0
-
-
 @njit(cache=True, nogil=True)
 def dense_value(unit: float, low: int, scale: float, shape: float) -> int:
-    """The value of a dense field at a quantile: log-logistic, rounded down."""
-    return low + int(scale * (unit / (1.0 - unit)) ** shape)
+    """The integer at a quantile of a `DenseField`."""
+    return low + int(min(scale * (unit / (1.0 - unit)) ** shape, float(_MAX_VALUE - low)))
 
 
 @njit(cache=True, nogil=True)
-def sparse_rank(unit: float, num_ids: int, skew: float, offset: float) -> int:
-    """The rank of a sparse field's id at a quantile, 0 the most frequent: Zipf-Mandelbrot."""
+def sparse_rank(unit: float, num_ids: int, tail: float, skew: float) -> int:
+    """The rank, 0 the most frequent, of the id at a quantile of a `SparseField`."""
+    num_head = min(num_ids, NUM_HEAD_IDS)
+    if unit < tail:
+        return min(num_head + int(unit / tail * (num_ids - num_head)), num_ids - 1)
     power = 1.0 - skew
-    first, last = offset**power, (offset + num_ids) ** power
-    return min(int((first + unit * (last - first)) ** (1.0 / power) - offset), num_ids - 1)
+    share = (unit - tail) / (1.0 - tail) * (1.0 - (1.0 + num_head) ** power)
+    return min(int((1.0 - share) ** (1.0 / power)) - 1, num_head - 1)
 
 
 @njit(cache=True, nogil=True)
-def id_of_rank(rank: int, key: np.uint32) -> int:
-    """The 32-bit id of a rank: a bijection, so no two ranks share an id."""
-    bits = np.uint32(rank) ^ key
-    bits = np.uint32(bits ^ (bits >> np.uint32(16))) * np.uint32(_FINAL_1)
-    bits = np.uint32(bits)
-    bits = np.uint32(np.uint32(bits ^ (bits >> np.uint32(13))) * np.uint32(_FINAL_2))
-    return np.int64(bits ^ (bits >> np.uint32(16)))
+def id_of_rank(rank: int, key: int) -> int:
+    """The 32-bit id of a rank; no two ranks share one."""
+    bits = rank ^ key
+    bits = ((bits ^ (bits >> 16)) * _FACTOR_1) & _MASK
+    bits = ((bits ^ (bits >> 13)) * _FACTOR_2) & _MASK
+    return bits ^ (bits >> 16)
 
 
 @njit(cache=True, nogil=True)
-def rank_of_id(identifier: int, key: np.uint32) -> int:
+def rank_of_id(identifier: int, key: int) -> int:
     """Inverse of `id_of_rank`."""
-    bits = np.uint32(identifier)
-    bits = np.uint32(np.uint32(bits ^ (bits >> np.uint32(16))) * _UNDO_2)
-    bits = np.uint32(np.uint32(bits ^ (bits >> np.uint32(13)) ^ (bits >> np.uint32(26))) * _UNDO_1)
-    return np.int64(bits ^ (bits >> np.uint32(16)) ^ key)
-
-
-@njit(cache=True, nogil=True)
-def _normals(key: np.uint64, count: int) -> Floats:
-    """Sums of twelve uniform numbers less 6: variance 1, nearly normal, the same everywhere."""
-    out = np.empty(count)
-    for i in range(count):
-        total = -6.0
-        for j in range(12):
-            total += random_unit(key, np.uint64(12 * i + j))
-        out[i] = total
-    return out
+    bits = identifier ^ (identifier >> 16)
+    bits = (bits * _INVERSE_2) & _MASK
+    bits = ((bits ^ (bits >> 13) ^ (bits >> 26)) * _INVERSE_1) & _MASK
+    return bits ^ (bits >> 16) ^ key
 
 
 def _bias() -> float:
-    """Logit whose click rate is CLICK_RATE, given the variance of all that is added to it.
+    """The logit that gives CLICK_RATE, given the variance of all that is added to it.
 
     Source: MacKay 1992, "The evidence framework applied to classification networks", for the mean
     of a sigmoid over a normal distribution.
     """
     variance = sum(field.variance for field in (*DENSE_FIELDS, *SPARSE_FIELDS))
-    variance += PAIR_VARIANCE * len(PAIRS)
+    variance += PAIR_VARIANCE * len(INTERACTING) * (len(INTERACTING) - 1) / 2
     return float(np.log(CLICK_RATE / (1 - CLICK_RATE)) * np.sqrt(1 + np.pi * variance / 8))
 
 
-def _scales(variance: float) -> Floats:
-    """Standard deviations of a field's effect and of each number of its vector."""
-    vector = (PAIR_VARIANCE / NUM_HIDDEN) ** 0.25
-    return np.array([variance**0.5] + [vector] * NUM_HIDDEN)
+def _normals(seed: int, purpose: str, num_rows: int) -> Floats:
+    """Rows of effect and vector: sums of 12 uniform numbers less 6, which is nearly normal."""
+    shape = (num_rows, 1 + NUM_HIDDEN, 12)
+    normals = keys.uniforms(keys.stream(seed, purpose), 0, int(np.prod(shape)))
+    normals = normals.reshape(shape).sum(axis=2) - 6.0
+    normals[:, 1:] = LEANING * normals[:, :1] + np.sqrt(1 - LEANING**2) * normals[:, 1:]
+    return normals
+
+
+def _standard(rows: Floats, shares: Floats, variance: float) -> tuple[Floats, Floats]:
+    """Mean of the rows, and the factors that give effect and vector their variance."""
+    vector = np.sqrt(PAIR_VARIANCE / NUM_HIDDEN)
+    mean = shares @ rows
+    wanted = np.array([variance] + [vector] * NUM_HIDDEN)
+    return mean, np.sqrt(wanted / (shares @ (rows - mean) ** 2))
+
+
+def _table(seed: int, index: int) -> Floats:
+    """Rows of a sparse field, see `Parameters.tables`."""
+    field = SPARSE_FIELDS[index]
+    num_head = min(field.num_ids, NUM_HEAD_IDS)
+    edges = (1.0 + np.minimum(np.arange(NUM_HEAD_IDS + 1), num_head)) ** (1 - field.skew)
+    head = np.diff(edges) / (edges[-1] - edges[0])
+    shares = np.concatenate([[field.gap], (1 - field.gap) * (1 - field.tail) * head, [0.0]])
+    shares[-1] = (1 - field.gap) * field.tail
+    rows = _normals(seed, f"teacher C{index + 1}", len(shares))
+    rows *= (shares / (shares + HALF_SHARE))[:, None]
+    rows[-1] = 0.0
+    mean, factors = _standard(rows, shares, field.variance)
+    return (rows - mean) * factors
 
 
 def _centre(field: DenseField) -> float:
@@ -288,44 +279,24 @@ def _centre(field: DenseField) -> float:
 
 
 def _spread(field: DenseField) -> float:
-    return 1.8 * field.shape
+    return field.shape / 0.55
 
 
-def _dense_parameters(seed: int, index: int) -> tuple[Floats, Floats]:
-    """Coefficients (1 + NUM_HIDDEN, 3) and gap (1 + NUM_HIDDEN,), standardised."""
+def _curve(seed: int, index: int) -> tuple[Floats, Floats]:
+    """Curves and gap of a dense field, see `Parameters`."""
     field = DENSE_FIELDS[index]
-    normals = _normals(np.uint64(stream_key(seed, _DENSE_STREAM, index)), 3 * (1 + NUM_HIDDEN))
-    normals = normals.reshape(1 + NUM_HIDDEN, 3)
-    units = (np.arange(4096) + 0.5) / 4096
+    weights = _normals(seed, f"teacher I{index + 1}", 3) * _CURVE_WEIGHTS[:, None]
+    units = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     values = [dense_value(unit, field.low, field.scale, field.shape) for unit in units]
-    shapes = np.array([_step_and_bump(value, _centre(field), _spread(field)) for value in values])
-    raw = shapes @ normals[:, 1:].T
+    curves = np.array([_step_and_bump(v, _centre(field), _spread(field)) for v in (0, *values)])
+    rows = curves @ weights[1:]
     if field.low > 0:
-        gap = normals[:, 0]
-    else:
-        gap = np.array(_step_and_bump(0, _centre(field), _spread(field))) @ normals[:, 1:].T
-    mean = (1 - field.gap) * raw.mean(axis=0) + field.gap * gap
-    variance = (1 - field.gap) * ((raw - mean) ** 2).mean(axis=0) + field.gap * (gap - mean) ** 2
-    factor = _scales(field.variance) / np.sqrt(variance)
-    coefficients = np.column_stack([-mean, normals[:, 1:]]) * factor[:, None]
-    return coefficients, (gap - mean) * factor
-
-
-def _table(seed: int, index: int) -> Floats:
-    """Rows of a sparse field, standardised over the ids' shares."""
-    field = SPARSE_FIELDS[index]
-    edges = np.minimum(np.arange(NUM_HEAD_IDS + 1), field.num_ids) + field.offset
-    edges = edges ** (1 - field.skew)
-    last = (field.num_ids + field.offset) ** (1 - field.skew)
-    cumulative = (edges - edges[0]) / (last - edges[0])
-    head = np.diff(cumulative) * (1 - field.gap)
-    shares = np.concatenate([[field.gap], head, [(1 - cumulative[-1]) * (1 - field.gap)]])
-    size = len(shares) * (1 + NUM_HIDDEN)
-    rows = _normals(np.uint64(stream_key(seed, _SPARSE_STREAM, index)), size)
-    rows = rows.reshape(len(shares), 1 + NUM_HIDDEN) * (shares / (shares + HALF_SHARE))[:, None]
-    rows[-1] = 0.0
-    rows -= shares @ rows
-    return rows * (_scales(field.variance) / np.sqrt(shares @ rows**2))
+        rows[0] = weights[0]
+    shares = np.full(len(rows), (1 - field.gap) / _NUM_QUANTILES)
+    shares[0] = field.gap
+    mean, factors = _standard(rows, shares, field.variance)
+    curve = np.column_stack([-mean, weights[1], weights[2]]) * factors[:, None]
+    return curve, (rows[0] - mean) * factors
 
 
 @njit(cache=True, nogil=True)
@@ -337,21 +308,16 @@ def _step_and_bump(value: int, centre: float, spread: float) -> tuple[float, flo
 
 
 @njit(cache=True, nogil=True)
-def _dense_row(parameters: Parameters, values: NDArray[np.int64], out: Floats) -> None:
+def _look_up(parameters: Parameters, dense: Ints, ids: Ints, out: Floats) -> None:
+    """Effects and vectors of one row's fields."""
     for i in range(NUM_DENSE):
-        if values[i] == GAP:
-            out[i] = parameters.dense_gaps[i]
-            continue
-        step, bump = _step_and_bump(
-            values[i], parameters.dense_centres[i], parameters.dense_spreads[i]
-        )
-        weights = parameters.dense_coefficients[i]
-        for k in range(1 + NUM_HIDDEN):
-            out[i, k] = weights[k, 0] + weights[k, 1] * step + weights[k, 2] * bump
-
-
-@njit(cache=True, nogil=True)
-def _sparse_row(parameters: Parameters, ids: NDArray[np.int64], out: Floats) -> None:
+        if dense[i] == GAP:
+            out[i] = parameters.gaps[i]
+        else:
+            step, bump = _step_and_bump(dense[i], parameters.centres[i], parameters.spreads[i])
+            for k in range(1 + NUM_HIDDEN):
+                curve = parameters.curves[i, k]
+                out[i, k] = curve[0] + curve[1] * step + curve[2] * bump
     for i in range(NUM_SPARSE):
         rank = GAP_ID
         if ids[i] != GAP_ID:
@@ -360,19 +326,20 @@ def _sparse_row(parameters: Parameters, ids: NDArray[np.int64], out: Floats) -> 
 
 
 @njit(cache=True, nogil=True)
-def _logits(
-    parameters: Parameters, dense: NDArray[np.int64], ids: NDArray[np.int64]
-) -> Floats:
+def _logits(parameters: Parameters, dense: Ints, ids: Ints) -> Floats:
     out = np.empty(len(dense))
     fields = np.empty((NUM_DENSE + NUM_SPARSE, 1 + NUM_HIDDEN))
     for row in range(len(dense)):
-        _dense_row(parameters, dense[row], fields)
-        _sparse_row(parameters, ids[row], fields)
+        _look_up(parameters, dense[row], ids[row], fields)
         logit = parameters.bias
         for i in range(len(fields)):
             logit += fields[i, 0]
-        for p in range(len(parameters.pairs)):
-            for k in range(1, 1 + NUM_HIDDEN):
-                logit += fields[parameters.pairs[p, 0], k] * fields[parameters.pairs[p, 1], k]
+        for k in range(1, 1 + NUM_HIDDEN):
+            # Dot products of all pairs: half of the square of the sum less the sum of squares.
+            total = squares = 0.0
+            for i in parameters.interacting:
+                total += fields[i, k]
+                squares += fields[i, k] ** 2
+            logit += (total * total - squares) / 2
         out[row] = logit
     return out

@@ -21,12 +21,13 @@ from fastdlrm.data.features import key_values, present_values
 from fastdlrm.data.keys import Keys
 from fastdlrm.data.keytable import KeyCounter
 from fastdlrm.data.split import Splits
+from fastdlrm.data.sql import select
 from fastdlrm.data.staged import StagedRows, sparse_column
 from fastdlrm.errors import ConfigError, DataError
 
 _FIELDS = pa.schema([("key", pa.uint64()), ("value", pa.string()), ("count", pa.uint64())])
-_SORT_BYTES = 64
-"""Memory that sorting and writing take for a value, its text aside."""
+_SORT_BYTES = 56
+"""Memory that sorting takes for a value, its text aside."""
 _WRITE_ROWS = 1 << 20
 
 Edges = Mapping[str, Sequence[float]]
@@ -111,7 +112,7 @@ def fit_vocabulary(
             np.concatenate([kept[0], keys[frequent]]),
             np.concatenate([kept[1], counts[frequent]]),
         )
-        _require_fit(table, len(kept[0]) * _SORT_BYTES, len(kept[0]), memory_bytes // 2)
+        _require_fit(table, len(kept[0]) * _SORT_BYTES, len(kept[0]), memory_bytes)
         order = _rank(table, *kept)
         kept = kept[0][order], kept[1][order]
     return Vocabulary(*kept, None, num_counted)
@@ -140,14 +141,10 @@ def write_vocabulary(
         for start in range(0, len(vocabulary.keys), _WRITE_ROWS):
             window = slice(start, start + _WRITE_ROWS)
             keys = vocabulary.keys[window]
-            texts = _texts(keys, key, edges) if vocabulary.texts is None else None
-            writer.write_batch(
-                pa.record_batch(
-                    [keys, vocabulary.texts[window] if texts is None else texts]
-                    + [vocabulary.counts[window]],
-                    schema=_FIELDS,
-                )
-            )
+            known = vocabulary.texts
+            texts = _texts(keys, key, edges) if known is None else known[window]
+            batch = pa.record_batch([keys, texts, vocabulary.counts[window]], schema=_FIELDS)
+            writer.write_batch(batch)
     return TableEncoding(
         num_embeddings=FIRST_ID + len(vocabulary.keys),
         vocabulary=vocabulary_path(table.name),
@@ -187,26 +184,20 @@ def _fit_texts(
 ) -> Vocabulary:
     num_counted = 0
 
-    def values() -> Iterator[pa.RecordBatch]:
+    def values() -> Iterator[pa.Array]:
         nonlocal num_counted
         for feature in features:
             for column in splits.train_values(rows, sparse_column(feature.name)):
                 texts = present_values(column)
                 num_counted += len(texts)
-                yield pa.record_batch([texts], names=["value"])
+                yield texts
 
-    reader = pa.RecordBatchReader.from_batches(pa.schema([("value", pa.string())]), values())
-    groups = (
-        connection.cursor()
-        .from_arrow(reader)
-        .query(
-            "seen",
-            "SELECT value, count(*)::UBIGINT AS num FROM seen GROUP BY value "
-            f"HAVING num >= {table.min_count}",
-        )
+    query = (
+        "SELECT value, count(*)::UBIGINT AS num FROM stream GROUP BY value "
+        f"HAVING num >= {table.min_count}"
     )
     texts, keys, counts, num_bytes = [], [], [], 0
-    for batch in pa.RecordBatchReader.from_stream(groups):
+    for batch in select(connection, pa.string(), values(), query):
         texts.append(batch.column(0))
         keys.append(key_values(features[0], batch.column(0), ()))
         counts.append(batch.column(1).to_numpy())

@@ -25,9 +25,7 @@ FUNCTIONS = {
 }
 """One function of each operator."""
 
-H200 = Gpu(
-    name="NVIDIA H200", memory_bytes=150_110_011_392, compute_capability="9.0", has_bf16=True
-)
+H200 = Gpu(name="NVIDIA H200", memory_bytes=150110011392, compute_capability="9.0", has_bf16=True)
 
 
 def printed(diagnosis: Diagnosis) -> str:
