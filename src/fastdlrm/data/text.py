@@ -4,6 +4,7 @@ A byte order mark at the start is passed over, and so are lines without a charac
 accounted for: it is the header, blank, part of a row, or malformed.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -74,7 +75,7 @@ class TextReader:
         check_layout(source)
         if columns is not None and not source.header:
             require_columns("data.source.columns", columns, source.columns, ConfigError)
-        self.scan = Scan(path)
+        self._scan = Scan(path)
         self.columns: list[str] = [] if columns is None else list(columns)
         """The columns kept; known once reading has begun."""
         self._name = path.name
@@ -83,6 +84,16 @@ class TextReader:
         self._may_lack = may_lack
         self._dialect = _dialect(source, ())
         self._buffers = _buffers(0, 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk read so far."""
+        return self._scan.size_bytes
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal checksum of the bytes read so far."""
+        return self._scan.sha256
 
     def batches(self) -> Iterator[RawBatch]:
         """All rows in file order.
@@ -93,7 +104,7 @@ class TextReader:
         """
         text, position, line = b"", 0, 1
         num_lines, has_begun = 0, False
-        for block, is_final in _blocks(self.scan):
+        for block, is_final in _blocks(self._scan):
             num_lines += block.count(b"\n") + (is_final and not block.endswith(b"\n"))
             text, position = text[position:] + block, 0
             if not has_begun:
@@ -154,7 +165,7 @@ class TextReader:
     ) -> tuple[bool, RawBatch, int, int]:
         """Whether `text` holds more rows, the next ones, and position and line after them."""
         if self._buffers.data.shape[1] < len(text):
-            self._buffers = _buffers(len(self.columns), len(text))
+            self._buffers = _buffers(len(self.columns), max(len(text), 2 * CHUNK_BYTES))
         block = np.frombuffer(text, dtype=np.uint8)
         row, bad = 0, []
         while True:
@@ -277,10 +288,16 @@ def _dialect(source: SourceConfig, slots: Sequence[int]) -> Dialect:
 
 
 def _buffers(num_columns: int, num_bytes: int, num_rows: int = BATCH_ROWS) -> Columns:
-    """Room for a batch; memory is taken as it is filled."""
+    """Room for a batch; memory for texts is taken page by page, as it is filled."""
+    # Any column may hold nearly all of the text. Huge pages, which numpy asks for, would take the
+    # room of them all at once.
+    pages = mmap.mmap(-1, max(1, num_columns * num_bytes))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    data = np.frombuffer(pages, dtype=np.uint8)[: num_columns * num_bytes]
     return Columns(
         offsets=np.zeros((num_columns, num_rows + 1), dtype=np.int32),
-        data=np.empty((num_columns, num_bytes), dtype=np.uint8),
+        data=data.reshape(num_columns, num_bytes),
         lines=np.empty(num_rows, dtype=np.int64),
         spans=np.empty((num_rows, 2), dtype=np.int64),
     )
