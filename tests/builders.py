@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from fastdlrm.data.generate import generate
-from fastdlrm.data.source import expand_inputs
 
 from fastdlrm.config import load_config
 from fastdlrm.data.dataset import Dataset
+from fastdlrm.data.generate import generate
 from fastdlrm.data.prepare import prepare
+from fastdlrm.data.source import expand_inputs
 from fastdlrm.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

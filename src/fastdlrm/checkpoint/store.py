@@ -123,7 +123,7 @@ def load(folder: Path, groups: tuple[str, ...] | None = None) -> Checkpoint:
                 tensors[group] = load_file(folder / f"{group}.safetensors")
             except SafetensorError as problem:
                 raise CheckpointError(
-                    f"{folder}/{group}.safetensors: damaged: {problem}; resume from another checkpoint"
+                    f"{folder}/{group}.safetensors: damaged: {problem}; use another checkpoint"
                 ) from problem
     if missing := sorted(set(groups or ()) - set(tensors)):
         raise CheckpointError(

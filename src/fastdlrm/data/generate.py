@@ -157,8 +157,8 @@ def _check(num_rows: int, num_files: int, seed: int, num_workers: int) -> None:
             raise ConfigError(f"generate: {name} is {value}; 1 or more is allowed")
     if num_rows < num_files:
         raise ConfigError(
-            f"generate: {num_rows} rows for {num_files} files; a file takes 1 or more: ask for more "
-            "rows or fewer files"
+            f"generate: {num_rows} rows for {num_files} files; a file takes 1 or more: ask for "
+            "more rows or fewer files"
         )
     if not 0 <= seed < 1 << 64:
         raise ConfigError(f"generate: seed is {seed}; 0 .. 2**64 - 1 is allowed")

@@ -18,7 +18,7 @@ from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.fields import (
     FULL,
     MORE,
-    OPEN_QUOTE,
+    STRAY_QUOTE,
     WRONG_COUNT,
     Columns,
     Dialect,
@@ -172,18 +172,20 @@ class TextReader:
             status, position, row, line, num_fields = split_rows(
                 block, position, row, line, is_final, self._dialect, self._buffers
             )
-            if status == MORE and len(text) - position > MAX_ROW_BYTES:
-                if b"\n" not in text[position:]:
-                    raise DataError(
-                        f"{self._name} line {line}: longer than {MAX_ROW_BYTES >> 20} MiB; is it a "
-                        f"text file? {_CHECK_DIALECT}"
-                    )
-                status = OPEN_QUOTE
-            if status in (MORE, FULL):
+            is_too_long = len(text) - position > MAX_ROW_BYTES
+            if status == FULL or (status == MORE and not is_too_long):
                 break
-            bad.append((line, self._reason(status, num_fields)))
             # Only the row's first line is given up: what follows may be sound.
-            position = text.find(b"\n", position) + 1 or len(text)
+            line_end = text.find(b"\n", position) + 1 or (len(text) if is_final else 0)
+            if not line_end and not is_too_long:
+                break
+            if not line_end:
+                raise DataError(
+                    f"{self._name} line {line}: longer than {MAX_ROW_BYTES >> 20} MiB; is it a "
+                    f"text file? {_CHECK_DIALECT}"
+                )
+            bad.append((line, self._reason(status, num_fields)))
+            position = line_end
             line += 1
         return status == FULL, self._collect(text, row, bad), position, line
 
@@ -202,9 +204,9 @@ class TextReader:
     def _reason(self, status: int, num_fields: int) -> str:
         if status == WRONG_COUNT:
             return f"{num_fields} fields, {len(self._dialect.slots)} are expected; {_CHECK_DIALECT}"
-        if status == OPEN_QUOTE:
-            return f"a quote is opened and never closed; {_CHECK_DIALECT}"
-        return f"text follows a closing quote; {_CHECK_DIALECT}"
+        if status == STRAY_QUOTE:
+            return f"text follows a closing quote; {_CHECK_DIALECT}"
+        return f"a quote is opened and never closed; {_CHECK_DIALECT}"
 
 
 def check_layout(source: SourceConfig) -> None:
