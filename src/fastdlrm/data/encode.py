@@ -18,7 +18,7 @@ from fastdlrm.data.keys import write_buckets
 from fastdlrm.data.keytable import KeyTable
 from fastdlrm.data.staged import LABEL, dense_column, sparse_column, weight_column
 from fastdlrm.data.vocabulary import read_keys
-from fastdlrm.errors import ConfigError
+from fastdlrm.errors import ConfigError, DataError
 
 
 def encoded_schema(schema: Schema, encoding: Encoding, labelled: bool = True) -> pa.Schema:
@@ -42,6 +42,26 @@ def encoded_schema(schema: Schema, encoding: Encoding, labelled: bool = True) ->
                 "`{feature}.weights` are taken: rename the feature in data.sparse.name"
             )
     return pa.schema(fields)
+
+
+def require_fit(encoding: Encoding, memory_bytes: int) -> None:
+    """Check that an encoder's vocabularies fit the memory.
+
+    Raises:
+        DataError: They do not.
+    """
+    sizes = {
+        name: KeyTable.bytes_for(table.num_embeddings)
+        for name, table in encoding.tables.items()
+        if table.vocabulary
+    }
+    total = sum(sizes.values())
+    if total > memory_bytes:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise DataError(
+            f"the vocabularies need {total >> 20} MiB, {memory_bytes >> 20} MiB are left for them; "
+            f"raise --memory, or min_count or max_rows of the largest, table {largest!r}"
+        )
 
 
 class Encoder:

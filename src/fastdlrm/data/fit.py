@@ -77,7 +77,7 @@ class Fitter:
         empty = [dense_column(f.name) for f in self.schema.dense]
         empty += [sparse_column(f.name) for f in self.schema.sparse]
         for chunk in self.rows.chunks:
-            for block in chunk.blocks([*empty, *self.splits.columns]):
+            for block in self.rows.read(chunk, [*empty, *self.splits.columns]):
                 is_train = pa.array(self.splits.assign(block) == TRAIN)
                 train = block.rows.filter(is_train)
                 empty = [c for c in empty if len(present_values(train.column(c))) == 0]

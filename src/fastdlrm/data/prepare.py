@@ -27,9 +27,8 @@ from fastdlrm.contracts.manifest import (
 )
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.data.config import DataConfig
-from fastdlrm.data.encode import Encoder, encoded_schema
+from fastdlrm.data.encode import Encoder, encoded_schema, require_fit
 from fastdlrm.data.fit import Fitter
-from fastdlrm.data.keytable import KeyTable
 from fastdlrm.data.shuffle import PART_BYTES, PartPlan, Piece, load_part, pieces, spool_path
 from fastdlrm.data.source import StagedFile, connect, stage_file
 from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits, time_column
@@ -223,7 +222,7 @@ class _Job:
         plan: PartPlan,
     ) -> None:
         """Encode all rows and append each to its part's spool, in input order."""
-        _require_tables_fit(encoding, self.spare_bytes // 2)
+        require_fit(encoding, self.spare_bytes // 2)
         encoder = Encoder.load(self.folder, self.schema, encoding)
         ranks = np.cumsum(counts.rows, axis=0) - counts.rows
 
@@ -231,7 +230,7 @@ class _Job:
             number, chunk = numbered
             rank = ranks[number].copy()
             found: list[Piece] = []
-            for block in chunk.blocks(rows.schema.names):
+            for block in rows.read(chunk, rows.schema.names):
                 split = splits.assign(block)
                 parts = plan.parts_of(split, block.start, rank)
                 found += pieces(encoder.encode(block.rows), parts, len(plan))
@@ -262,29 +261,13 @@ class _Job:
         return files
 
 
-def _require_tables_fit(encoding: Encoding, memory_bytes: int) -> None:
-    """Refuse vocabularies too large to look up in."""
-    sizes = {
-        name: KeyTable.bytes_for(table.num_embeddings)
-        for name, table in encoding.tables.items()
-        if table.vocabulary
-    }
-    total = sum(sizes.values())
-    if total > memory_bytes:
-        largest = max(sizes, key=lambda name: sizes[name])
-        raise DataError(
-            f"the vocabularies need {total >> 20} MiB, {memory_bytes >> 20} MiB are left for them; "
-            f"raise --memory, or min_count or max_rows of the largest, table {largest!r}"
-        )
-
-
 def _row_bytes(rows: StagedRows, columns: pa.Schema) -> float:
     """Encoded bytes of a row, on average over all rows."""
     total = 0.0
     for field in columns:
         if pa.types.is_list(field.type):
             name = field.name.removesuffix(".weights")
-            length = rows.num_values[sparse_column(name)] / max(1, rows.num_rows)
+            length = rows.num_ids[sparse_column(name)] / max(1, rows.num_rows)
             total += 4 + length * field.type.value_type.bit_width / 8
         else:
             total += field.type.bit_width / 8

@@ -92,11 +92,25 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
             paths.append(Path(pattern))
     seen: set[Path] = set()
     for path in paths:
-        _require_file(path)
+        require_file(path)
         if path.resolve() in seen:
             raise DataError(f"{path}: named twice; name each file once")
         seen.add(path.resolve())
     return paths
+
+
+def require_file(path: Path) -> None:
+    """Check that a path is a file.
+
+    Raises:
+        DataError: It does not exist, or is a folder or something else.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; name its files, e.g. '{path}/*'")
+    if not path.exists():
+        raise DataError(f"{path}: no such file; correct the path")
+    if not path.is_file():
+        raise DataError(f"{path}: not a regular file; copy its content to one")
 
 
 def connect(memory_bytes: int, temp_folder: Path, num_threads: int) -> duckdb.DuckDBPyConnection:
@@ -151,7 +165,7 @@ def stage_file(
             single good row, or lacks a column; `out` cannot be written.
         ConfigError: The layout is contradictory, or declares no such column.
     """
-    _require_file(path)
+    require_file(path)
     converter = Converter(
         path.name, schema, source.missing, labelled=labelled, time_column=time_column
     )
@@ -291,15 +305,6 @@ def _without(rows: pa.RecordBatch, bad: list[int]) -> pa.RecordBatch:
     is_good = np.ones(rows.num_rows, dtype=np.bool_)
     is_good[bad] = False
     return rows.filter(pa.array(is_good))
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; name its files, e.g. '{path}/*'")
-    if not path.exists():
-        raise DataError(f"{path}: no such file; correct the path")
-    if not path.is_file():
-        raise DataError(f"{path}: not a regular file; copy its content to one")
 
 
 def _natural(path: str) -> list[str | int]:

@@ -145,7 +145,7 @@ def count_splits(rows: StagedRows, splits: Splits, config: SplitConfig) -> Split
     """
     counts = SplitCounts(*np.zeros((2, len(rows.chunks), 3), dtype=np.int64))
     for i, chunk in enumerate(rows.chunks):
-        for block in chunk.blocks([LABEL, *splits.columns]):
+        for block in rows.read(chunk, [LABEL, *splits.columns]):
             split = splits.assign(block)
             counts.rows[i] += np.bincount(split, minlength=3)
             is_positive = block.rows.column(LABEL).to_numpy() == 1
@@ -211,7 +211,9 @@ def _rest_by_chunk(rows: StagedRows, taken: Splits) -> NDArray[np.int64]:
     if taken.test is _NOTHING:
         return np.array([chunk.num_rows for chunk in rows.chunks], dtype=np.int64)
     counts = [
-        sum(int((taken.assign(block) == TRAIN).sum()) for block in chunk.blocks(_columns(taken)))
+        sum(
+            int((taken.assign(block) == TRAIN).sum()) for block in rows.read(chunk, _columns(taken))
+        )
         for chunk in rows.chunks
     ]
     return np.array(counts, dtype=np.int64)
@@ -246,7 +248,7 @@ def _last_rest_row(
     left = np.concatenate(
         [
             block.start + np.flatnonzero(taken.assign(block) == TRAIN)
-            for block in rows.chunks[place].blocks(_columns(taken))
+            for block in rows.read(rows.chunks[place], _columns(taken))
         ]
     )
     return int(left[-num_within])

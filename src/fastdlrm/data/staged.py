@@ -4,6 +4,7 @@ A block is a run of consecutive rows of one file, so that its rows have consecut
 is the first row of the first file.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,32 +61,26 @@ class Chunk:
     start: int
     num_rows: int
 
-    def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
-        """The chunk's rows in order, at most BLOCK_ROWS at once."""
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
-            start = self.start
-            for rows in file.iter_batches(
-                BLOCK_ROWS, [self.row_group], list(columns), use_threads=False
-            ):
-                yield Block(start, rows)
-                start += rows.num_rows
-
 
 class StagedRows:
     """All staged files of one `prepare`, in the order of the inputs.
+
+    Each thread keeps the file open that it read last, so that a file with many row groups is not
+    opened for each of them.
 
     Attributes:
         chunks: Every row group, in order.
         file_starts: Number of each file's first row, and the number of rows at the end.
         schema: Columns, the same in every file.
-        num_values: By column, the rows, or the ids of a bag, an empty bag counting as one.
+        num_ids: By bag column, the ids in all rows, an empty bag counting as one.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.chunks: list[Chunk] = []
         self.file_starts = [0]
         self.schema = pq.read_schema(paths[0])
-        self.num_values = dict.fromkeys(self.schema.names, 0)
+        bags = [i for i, field in enumerate(self.schema) if pa.types.is_list(field.type)]
+        self.num_ids = {self.schema.names[i]: 0 for i in bags}
         for path in paths:
             start = self.file_starts[-1]
             metadata = pq.read_metadata(path)
@@ -93,9 +88,10 @@ class StagedRows:
                 stored = metadata.row_group(group)
                 self.chunks.append(Chunk(path, group, start, stored.num_rows))
                 start += stored.num_rows
-                for i, name in enumerate(self.schema.names):
-                    self.num_values[name] += stored.column(i).num_values
+                for i in bags:
+                    self.num_ids[self.schema.names[i]] += stored.column(i).num_values
             self.file_starts.append(start)
+        self._opened = threading.local()
 
     @property
     def num_rows(self) -> int:
@@ -105,4 +101,20 @@ class StagedRows:
     def blocks(self, columns: Sequence[str]) -> Iterator[Block]:
         """All rows in order."""
         for chunk in self.chunks:
-            yield from chunk.blocks(columns)
+            yield from self.read(chunk, columns)
+
+    def read(self, chunk: Chunk, columns: Sequence[str]) -> Iterator[Block]:
+        """A chunk's rows in order, at most BLOCK_ROWS at once."""
+        start = chunk.start
+        batches = self._open(chunk.path).iter_batches(
+            BLOCK_ROWS, [chunk.row_group], list(columns), use_threads=False
+        )
+        for rows in batches:
+            yield Block(start, rows)
+            start += rows.num_rows
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        if getattr(self._opened, "path", None) != path:
+            self._opened.file = pq.ParquetFile(path, pre_buffer=False)
+            self._opened.path = path
+        return self._opened.file

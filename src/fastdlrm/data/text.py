@@ -247,8 +247,10 @@ def require_columns(
     """
     for name in wanted:
         if name not in found:
-            near = get_close_matches(name, found, n=3, cutoff=0.5) or list(found)
-            shown = ", ".join(repr(other) for other in near[:20])
+            lower = [other.lower() for other in found]
+            near = get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+            others = [other for other in found if other.lower() in near] or found
+            shown = ", ".join(repr(other) for other in others[:20])
             raise error(f"{where} lacks column {name!r}; it has {shown}; correct the name")
         if list(found).count(name) > 1:
             raise error(f"{where} has column {name!r} more than once; rename all but one")

@@ -45,6 +45,16 @@ def without_missing(values: pa.Array, missing: Sequence[str]) -> pa.Array:
     return pa.StringArray.from_buffers(len(values), offsets, data, valid)
 
 
+def without_nan(values: pa.Array) -> pa.Array:
+    """The same values, with null for each NaN."""
+    if not pa.types.is_floating(values.type):
+        return values
+    is_nan = pc.is_nan(values)
+    if not pc.any(is_nan).as_py():
+        return values
+    return pc.if_else(is_nan, pa.scalar(None, values.type), values)
+
+
 def hex_ids(values: pa.Array) -> Typed:
     """Hexadecimal text as uint64."""
     return _ids(values, 16, "hexadecimal (digits 0-9 and a-f)", "beyond 64 bits")
@@ -55,7 +65,7 @@ def int_ids(values: pa.Array) -> Typed:
     if pa.types.is_string(values.type):
         ids, flaws = _ids(values, 10, "a whole number", "beyond 64 bits (signed)")
         return ids.view(pa.int64()), flaws
-    typed, bad = cast_each(_without_nan(values), pa.int64())
+    typed, bad = cast_each(without_nan(values), pa.int64())
     return typed, _flaws(values, bad, "is not a whole number of 64 bits (signed)")
 
 
@@ -65,7 +75,7 @@ def numbers(values: pa.Array) -> Typed:
     flaws = _flaws(
         values, bad, "is not a number (texts for missing values go into data.source.missing)"
     )
-    typed = _without_nan(typed)
+    typed = without_nan(typed)
     infinite = np.isinf(typed.fill_null(0).to_numpy(zero_copy_only=False))
     flaws |= _flaws(values, infinite, "is infinite or too large")
     return typed, flaws
@@ -140,7 +150,9 @@ PARSERS: dict[str, Callable[[pa.Array], Typed]] = {
 
 def shown(value: object) -> str:
     """A value as a message shows it."""
-    text = value if isinstance(value, str) else str(value)
+    if isinstance(value, bytes):
+        return repr(value[:_SHOWN])
+    text = str(value)
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
 
 
@@ -196,15 +208,6 @@ def _parse_ids(
                 value = ~value + np.uint64(1)
         ids[i] = value
         states[i] = state
-
-
-def _without_nan(values: pa.Array) -> pa.Array:
-    if not pa.types.is_floating(values.type):
-        return values
-    is_nan = pc.is_nan(values)
-    if not pc.any(is_nan).as_py():
-        return values
-    return pc.if_else(is_nan, pa.scalar(None, values.type), values)
 
 
 def _flaws(values: pa.Array, bad: NDArray[np.bool_], what: str) -> Flaws:

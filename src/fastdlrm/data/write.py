@@ -73,8 +73,14 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except duckdb.OutOfMemoryException as problem:
-        raise DataError(f"{out}: out of memory: {problem}; raise --memory") from problem
+        raise DataError(f"{out}: {_first_line(problem)}; raise --memory") from problem
     except (OSError, duckdb.IOException) as problem:
         no_space = getattr(problem, "errno", None) in _NO_SPACE or "space" in str(problem)
         what_to_do = "free disk space" if no_space else "check the path, its disk and permissions"
-        raise DataError(f"{out}: the disk refuses: {problem}; {what_to_do}") from problem
+        found = _first_line(problem)
+        raise DataError(f"{out}: the disk refuses: {found}; {what_to_do}") from problem
+
+
+def _first_line(problem: Exception) -> str:
+    """DuckDB's messages go on with advice on DuckDB."""
+    return str(problem).splitlines()[0]

@@ -18,15 +18,17 @@ def cut(by: str, amount: float, column: str = "") -> Holdout:
     return Holdout(by=by, amount=amount, column=column)  # type: ignore[arg-type]
 
 
-def log(folder: Path, *sizes: int, times: list[list[float]] | None = None) -> StagedRows:
-    """Files of so many rows, in row groups of 4."""
+def log(
+    folder: Path, *sizes: int, times: list[list[float]] | None = None, row_group_rows: int = 4
+) -> StagedRows:
+    """Files of so many rows."""
     files = []
     for number, size in enumerate(sizes):
         columns = {"__label": pa.array([row % 2 for row in range(size)], pa.uint8())}
         if times:
             columns["__time"] = pa.array(times[number])
         files.append(columns)
-    return staged(folder, *files, row_group_rows=4)
+    return staged(folder, *files, row_group_rows=row_group_rows)
 
 
 def split(
@@ -93,7 +95,7 @@ def test_by_time(
 
 
 def test_by_hash(tmp_path: Path) -> None:
-    rows = log(tmp_path, 15_000, 5_000)
+    rows = log(tmp_path, 15_000, 5_000, row_group_rows=4096)
     letters, counts = split(rows, cut("hash", 0.1), cut("hash", 0.2), seed=3)
     # Shares of all rows, within five standard deviations: sqrt(20000 * 0.1 * 0.9) = 42.
     assert letters.count("t") == pytest.approx(4000, abs=5 * 57)

@@ -73,7 +73,9 @@ def test_what_pythons_csv_writes_is_read(
     csv.writer(file, quoting=quoting, lineterminator=line_break).writerows(rows)
     reader = csv.reader(io.StringIO(file.getvalue(), newline=""))
     lines = [1, *(reader.line_num + 1 for _ in reader)][:-1]
-    expected = [(line, *(f.strip(WHITE) for f in row)) for line, row in zip(lines, rows)]
+    expected = [
+        (line, *(f.strip(WHITE) for f in row)) for line, row in zip(lines, rows, strict=True)
+    ]
     assert _read(tmp_path, file.getvalue().encode(), _layout("a b c d")) == expected
 
 
