@@ -111,7 +111,7 @@ def test_a_users_mistake_is_one_line(arguments, code, message, tmp_path, monkeyp
 
 def test_help_lists_the_commands_in_data_flow_order():
     text = fastdlrm("--help")
-    names = ["doctor", "generate", "prepare", "train", "eval", "predict"]
+    names = ["doctor", "generate", "inspect", "prepare", "train", "eval", "predict"]
     places = [text.index(f" {name} ") for name in names]
     assert places == sorted(places)
 

@@ -15,7 +15,7 @@ def _blocks(path: Path) -> list[str]:
 
 def test_the_tutorial_runs(tmp_path):
     blocks = _blocks(ROOT / "docs" / "tutorial.md")
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     script = "set -euo pipefail\n" + "\n".join(blocks)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

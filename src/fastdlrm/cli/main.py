@@ -9,7 +9,7 @@ import sys
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli import doctor, evaluate, generate, predict, prepare, train
+from fastdlrm.cli import doctor, evaluate, generate, inspect, predict, prepare, train
 from fastdlrm.errors import ConfigError, FastDLRMError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def _version(
 
 app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)

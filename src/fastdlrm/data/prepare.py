@@ -14,6 +14,7 @@ from typing import Literal
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fastdlrm import __version__
 from fastdlrm.config import to_tree
@@ -32,7 +33,7 @@ from fastdlrm.data.fit import Fitter
 from fastdlrm.data.shuffle import PART_BYTES, PartPlan, Piece, load_part, pieces, spool_path
 from fastdlrm.data.source import StagedFile, connect, stage_file
 from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits, time_column
-from fastdlrm.data.staged import Chunk, StagedRows, sparse_column
+from fastdlrm.data.staged import TIME, Chunk, StagedRows, sparse_column
 from fastdlrm.data.threads import map_in_order
 from fastdlrm.data.vocabulary import check_tables
 from fastdlrm.data.write import new_folder, seal, write_part
@@ -196,6 +197,7 @@ class _Job:
                     file.bad_rows[0].line,
                     file.bad_rows[0].reason,
                 )
+        _require_one_kind_of_time(staged)
         return staged
 
     def _fit(
@@ -259,6 +261,21 @@ class _Job:
             files[path] = entry
             self.progress("write", len(files) / len(drawn))
         return files
+
+
+def _require_one_kind_of_time(staged: Sequence[StagedFile]) -> None:
+    """Refuse files whose times cannot be compared."""
+    types = {file.input.name: pq.read_schema(file.path) for file in staged}
+    kinds = {
+        name: "numbers" if pa.types.is_floating(schema.field(TIME).type) else "date-times"
+        for name, schema in types.items()
+        if TIME in schema.names
+    }
+    if len(set(kinds.values())) > 1:
+        raise DataError(
+            f"split: the times are {kinds}; write them in all files alike, as numbers or as "
+            "date-times"
+        )
 
 
 def _row_bytes(rows: StagedRows, columns: pa.Schema) -> float:

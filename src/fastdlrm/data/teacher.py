@@ -77,50 +77,50 @@ class SparseField(NamedTuple):
 
 
 DENSE_FIELDS = (
-    DenseField(0.20, 1, 1, 4.0, 0.90, 0.08),
-    DenseField(0.00, 0, -2, 40.0, 0.90, 0.05),
-    DenseField(0.23, 2, 0, 6.0, 0.70, 0.03),
-    DenseField(0.26, 3, 0, 30.0, 0.90, 0.03),
-    DenseField(0.41, 4, 1, 6.0, 0.90, 0.06),
-    DenseField(0.07, 5, 0, 20.0, 0.90, 0.06),
-    DenseField(0.02, 6, 0, 3.0, 0.70, 0.04),
-    DenseField(0.00, 0, -1, 40.0, 0.70, 0.02),
-    DenseField(0.00, 0, 0, 30.0, 0.70, 0.03),
-    DenseField(0.07, 5, 0, 1.0, 0.50, 0.03),
+    DenseField(0.20, 1, 1, 4.0, 0.90, 0.10),
+    DenseField(0.00, 0, -2, 40.0, 0.90, 0.03),
+    DenseField(0.23, 2, 0, 6.0, 0.70, 0.02),
+    DenseField(0.26, 3, 0, 30.0, 0.90, 0.02),
+    DenseField(0.41, 4, 1, 6.0, 0.90, 0.10),
+    DenseField(0.07, 5, 0, 20.0, 0.90, 0.12),
+    DenseField(0.02, 6, 0, 3.0, 0.70, 0.06),
+    DenseField(0.00, 0, -1, 40.0, 0.70, 0.01),
+    DenseField(0.00, 0, 0, 30.0, 0.70, 0.01),
+    DenseField(0.07, 5, 0, 1.0, 0.50, 0.06),
     DenseField(0.41, 4, 1, 2.0, 0.60, 0.06),
     DenseField(0.01, 7, 1, 3000.0, 0.80, 0.01),
-    DenseField(0.23, 2, 0, 5.0, 0.70, 0.02),
+    DenseField(0.23, 2, 0, 5.0, 0.70, 0.01),
 )
 """I1 .. I13. Where low is 1 a gap has an effect of its own; elsewhere it acts as a 0, which is all
 that a model sees that fills gaps with 0."""
 
 SPARSE_FIELDS = (
-    SparseField(0.00, 0, 1_460, 0.01, 1.3, 0.08),
-    SparseField(0.00, 0, 583, 0.01, 1.3, 0.10),
-    SparseField(0.04, 8, 10_131_227, 0.20, 1.8, 0.01),
-    SparseField(0.04, 8, 2_202_608, 0.15, 1.8, 0.01),
-    SparseField(0.00, 0, 305, 0.01, 1.2, 0.16),
-    SparseField(0.12, 9, 24, 0.00, 1.2, 0.14),
-    SparseField(0.00, 0, 12_517, 0.01, 1.7, 0.01),
-    SparseField(0.00, 0, 633, 0.01, 1.3, 0.10),
-    SparseField(0.00, 0, 3, 0.00, 1.6, 0.06),
-    SparseField(0.00, 0, 93_145, 0.05, 1.7, 0.01),
-    SparseField(0.00, 0, 5_683, 0.01, 1.5, 0.03),
-    SparseField(0.04, 8, 8_351_593, 0.20, 1.8, 0.01),
-    SparseField(0.00, 0, 3_194, 0.01, 1.5, 0.03),
-    SparseField(0.00, 0, 27, 0.00, 1.2, 0.16),
-    SparseField(0.00, 0, 14_992, 0.01, 1.7, 0.01),
-    SparseField(0.04, 8, 5_461_306, 0.20, 1.8, 0.01),
-    SparseField(0.00, 0, 10, 0.00, 1.2, 0.14),
-    SparseField(0.00, 0, 5_652, 0.01, 1.7, 0.01),
-    SparseField(0.44, 10, 2_173, 0.01, 1.6, 0.01),
-    SparseField(0.44, 10, 4, 0.00, 1.4, 0.08),
-    SparseField(0.04, 8, 7_046_547, 0.20, 1.8, 0.01),
-    SparseField(0.76, 11, 18, 0.00, 1.2, 0.01),
-    SparseField(0.00, 0, 15, 0.00, 1.2, 0.14),
-    SparseField(0.04, 8, 286_181, 0.05, 1.7, 0.01),
-    SparseField(0.44, 10, 105, 0.00, 1.2, 0.05),
-    SparseField(0.44, 10, 142_572, 0.05, 1.7, 0.01),
+    SparseField(0.00, 0, 1_460, 0.002, 1.3, 0.08),
+    SparseField(0.00, 0, 583, 0.002, 1.3, 0.10),
+    SparseField(0.04, 8, 10_131_227, 0.200, 1.8, 0.01),
+    SparseField(0.04, 8, 2_202_608, 0.150, 1.8, 0.01),
+    SparseField(0.00, 0, 305, 0.002, 1.2, 0.16),
+    SparseField(0.12, 9, 24, 0.000, 1.2, 0.14),
+    SparseField(0.00, 0, 12_517, 0.002, 1.7, 0.01),
+    SparseField(0.00, 0, 633, 0.002, 1.3, 0.10),
+    SparseField(0.00, 0, 3, 0.000, 1.6, 0.06),
+    SparseField(0.00, 0, 93_145, 0.030, 1.7, 0.01),
+    SparseField(0.00, 0, 5_683, 0.002, 1.5, 0.03),
+    SparseField(0.04, 8, 8_351_593, 0.200, 1.8, 0.01),
+    SparseField(0.00, 0, 3_194, 0.002, 1.5, 0.03),
+    SparseField(0.00, 0, 27, 0.000, 1.2, 0.16),
+    SparseField(0.00, 0, 14_992, 0.002, 1.7, 0.01),
+    SparseField(0.04, 8, 5_461_306, 0.200, 1.8, 0.01),
+    SparseField(0.00, 0, 10, 0.000, 1.2, 0.14),
+    SparseField(0.00, 0, 5_652, 0.002, 1.7, 0.01),
+    SparseField(0.44, 10, 2_173, 0.002, 1.6, 0.01),
+    SparseField(0.44, 10, 4, 0.000, 1.4, 0.08),
+    SparseField(0.04, 8, 7_046_547, 0.200, 1.8, 0.01),
+    SparseField(0.76, 11, 18, 0.000, 1.2, 0.01),
+    SparseField(0.00, 0, 15, 0.000, 1.2, 0.14),
+    SparseField(0.04, 8, 286_181, 0.030, 1.7, 0.01),
+    SparseField(0.44, 10, 105, 0.000, 1.2, 0.05),
+    SparseField(0.44, 10, 142_572, 0.030, 1.7, 0.01),
 )
 """C1 .. C26; numbers of ids as in Criteo's Kaggle set."""
 
@@ -134,8 +134,10 @@ INTERACTING = np.array(
 )
 """I1, C5, C6, C14, C17, C23, counted in the order I1 .. I13, C1 .. C26."""
 
-_CURVE_WEIGHTS = np.array([0.3, 1.0, 0.3])
-"""Of a dense field's gap, step and bump, before they are scaled to the field's variance."""
+_CURVE_SPREADS = np.array([0.3, 1.0, 0.3])
+"""Standard deviations of the weights of a dense field's gap, step and bump, before they are scaled
+to the field's variance; the step's gets a 1 of its own sign added, for clicks mostly rise or fall
+all the way."""
 _NUM_QUANTILES = 4096
 _MAX_VALUE = 2**31 - 1
 _FACTOR_1, _FACTOR_2 = 0x85EBCA6B, 0xC2B2AE35
@@ -285,7 +287,8 @@ def _spread(field: DenseField) -> float:
 def _curve(seed: int, index: int) -> tuple[Floats, Floats]:
     """Curves and gap of a dense field, see `Parameters`."""
     field = DENSE_FIELDS[index]
-    weights = _normals(seed, f"teacher I{index + 1}", 3) * _CURVE_WEIGHTS[:, None]
+    weights = _normals(seed, f"teacher I{index + 1}", 3) * _CURVE_SPREADS[:, None]
+    weights[1] += np.copysign(1.0, weights[1, 0])
     units = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
     values = [dense_value(unit, field.low, field.scale, field.shape) for unit in units]
     curves = np.array([_step_and_bump(v, _centre(field), _spread(field)) for v in (0, *values)])

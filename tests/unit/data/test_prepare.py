@@ -335,3 +335,51 @@ def test_criteo_sample(tmp_path: Path) -> None:
     assert [(-n, key) for n, key in zip(found["count"], found["key"], strict=True)] == kept
     coverage = manifest.encoding.tables["C1"].coverage
     assert coverage == pytest.approx(-sum(n for n, _ in kept) / counts.total())
+
+
+def timed(folder: Path, *times: list[str]) -> list[Path]:
+    """A file for each list of times; row r of all files sells item r."""
+    rows = iter(range(100))
+    days = {
+        f"day_{day}.csv": ["bought,price,item,seen,hour,at"]
+        + [f"{('no', 'yes')[at % 2]},{at},i{at},,1,{time}" for time in part for at in [next(rows)]]
+        for day, part in enumerate(times)
+    }
+    return shop(folder, {name: [lines[0], *lines[1:]] for name, lines in days.items()})
+
+
+LATEST_THIRD = SplitConfig(
+    validation=Holdout(by="none"), test=Holdout(by="time", amount=1 / 3, column="at")
+)
+PRICE_ALONE = msgspec.structs.replace(
+    SHOP,
+    dense=(DenseGroup(columns=("price",), transform="none"),),
+    sparse=(SparseGroup(columns=("item",)),),
+    split=LATEST_THIRD,
+)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [["1.5", "9", "2"], ["8", "3", "4"]],
+        [
+            ["2024-02-01", "2024-11-05", "2024-03-01"],
+            ["2024-11-04 23:59:59", "2024-05-01", "2024-06-01"],
+        ],
+    ],
+)
+def test_the_latest_rows_are_test(tmp_path: Path, times: list[list[str]]) -> None:
+    prepare(timed(tmp_path / "log", *times), PRICE_ALONE, tmp_path / "data", memory_bytes=GIB)
+    test = rows_of(tmp_path / "data", "test")
+    assert [row["price"] for row in test] == [1.0, 3.0]
+    assert [row["item"] for row in test] == [0, 0]
+    assert [row["price"] for row in rows_of(tmp_path / "data", "train")] == [0.0, 2.0, 4.0, 5.0]
+
+
+def test_times_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    inputs = timed(tmp_path / "log", ["1", "2", "3"], ["2024-02-01", "2024-02-02"])
+    with pytest.raises(
+        DataError, match=r"'day_0.csv': 'numbers', 'day_1.csv': 'date-times'.* alike"
+    ):
+        prepare(inputs, PRICE_ALONE, tmp_path / "data", memory_bytes=GIB)
