@@ -147,8 +147,7 @@ class Converter:
     def _time(self, values: pa.Array) -> Typed:
         """Times; the first one of the file decides how all of them are written."""
         values = present(values, self._missing)
-        if not pa.types.is_temporal(values.type):
-            self._require_readable(self._time_column, "quantile", values.type)
+        self._require_readable(self._time_column, "time", values.type)
         self._time_type = self._time_type or time_type(values)
         typed, flaws = times(values, self._time_type)
         for row in np.flatnonzero(typed.is_null().to_numpy(zero_copy_only=False)):
@@ -158,6 +157,7 @@ class Converter:
     def _require_readable(self, column: str, key: str, found: pa.DataType) -> None:
         """Check that values of a type can be parsed as a key; dense features are as "quantile"."""
         types = pa.types
+        is_date = types.is_timestamp(found) or types.is_date(found)
         is_text = types.is_string(found)
         is_number = (
             types.is_boolean(found)
@@ -170,9 +170,14 @@ class Converter:
             "int": is_text or is_number,
             "quantile": is_text or is_number,
             "string": is_text or is_number or types.is_temporal(found) or types.is_binary(found),
+            "time": is_text or is_number or is_date,
         }
         if not is_readable[key]:
-            allowed = {"hex": "text", "string": "plain values"}.get(key, "numbers or text")
+            allowed = {
+                "hex": "text",
+                "string": "plain values",
+                "time": "numbers, dates or text",
+            }.get(key, "numbers or text")
             raise DataError(
                 f"{self._name}: column {column!r} is of type {found}, {allowed} can be read here; "
                 "declare it otherwise, or convert the file"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,7 +64,7 @@ def infer(path: Path, sample_rows: int = 100_000) -> Inference:
     ]
     label, labels = propose_label(profiles, proposal), None
     if label is None:
-        label = Label(column="label", positive=("1",), negative=("0",))
+        label = Label(column="", positive=("1",), negative=("0",))
         proposal.warnings.append("no column can be the label; set data.label by hand")
     else:
         proposal.made_of[label.column] = "label"
@@ -132,18 +131,13 @@ def _value(value: Any) -> str:
 def _sample(path: Path, source: SourceConfig, num_rows: int, proposal: Proposal) -> pa.RecordBatch:
     batches: list[pa.RecordBatch] = []
     num_found, bad = 0, []
-    with duckdb.connect() as connection:
-        reader = (
-            ParquetReader(path, connection)
-            if source.format == "parquet"
-            else TextReader(path, source)
-        )
-        for batch in reader.batches():
-            batches.append(batch.columns)
-            bad += batch.bad
-            num_found += batch.columns.num_rows
-            if num_found >= num_rows:
-                break
+    reader = ParquetReader(path) if source.format == "parquet" else TextReader(path, source)
+    for batch in reader.batches():
+        batches.append(batch.columns)
+        bad += batch.bad
+        num_found += batch.columns.num_rows
+        if num_found >= num_rows:
+            break
     if num_found == 0:
         raise DataError(f"{path.name}: no rows; name a file that has some")
     if bad:

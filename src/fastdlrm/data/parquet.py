@@ -1,50 +1,32 @@
 """Raw Parquet files -> batches of their columns."""
 
-import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from fastdlrm.contracts.manifest import sha256_of
 from fastdlrm.data.text import BATCH_ROWS, RawBatch, require_columns
 from fastdlrm.errors import DataError
 
+_BUFFER_BYTES = 1 << 20
+"""Read ahead of a column; without, whole row groups are, whose size the file decides."""
+
 
 class ParquetReader:
-    """Reads one Parquet file, within the connection's memory limit.
+    """Reads one Parquet file, a batch of rows in memory at a time.
 
     Args:
         path: The file.
-        connection: Reads it; not shared with another thread.
         columns: The columns to keep; None for all.
-
-    Attributes:
-        columns: The columns kept.
-
-    Raises:
-        DataError: The file cannot be read, or lacks a column.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        connection: duckdb.DuckDBPyConnection,
-        columns: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self._path = path
-        try:
-            self._rows = connection.sql(
-                "FROM read_parquet(?, hive_partitioning = false)", params=[glob.escape(str(path))]
-            )
-        except duckdb.Error as problem:
-            raise self._unreadable(problem) from problem
-        if columns is not None:
-            require_columns(f"{path.name}:", columns, self._rows.columns, DataError)
-        self.columns = list(self._rows.columns if columns is None else columns)
+        self._columns = columns
 
     @property
     def size_bytes(self) -> int:
@@ -60,25 +42,35 @@ class ParquetReader:
         """All rows in file order; white space around text is left out.
 
         Raises:
-            DataError: The file is damaged.
+            DataError: The file is damaged or no Parquet, or lacks a column.
         """
-        quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in self.columns)
         first_row = 1
         try:
-            for batch in self._rows.project(quoted).to_arrow_reader(BATCH_ROWS):
-                arrays = [_trimmed(column) for column in batch.columns]
-                lines = np.arange(first_row, first_row + len(batch))
-                yield RawBatch(lines, pa.RecordBatch.from_arrays(arrays, self.columns), [])
-                first_row += len(batch)
-        except (duckdb.Error, OSError) as problem:
-            raise self._unreadable(problem) from problem
+            with pq.ParquetFile(self._path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+                found = file.schema_arrow.names
+                names = list(found if self._columns is None else self._columns)
+                require_columns(f"{self._path.name}:", names, found, DataError)
+                for batch in file.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
+                    arrays = [_plain(batch.column(name)) for name in names]
+                    lines = np.arange(first_row, first_row + len(batch))
+                    yield RawBatch(lines, pa.RecordBatch.from_arrays(arrays, names), [])
+                    first_row += len(batch)
+        except (pa.ArrowException, OSError) as problem:
+            raise DataError(
+                f"{self._path.name}: not a Parquet file, or a damaged one: {problem}; write or "
+                "copy it again, or set data.source.format"
+            ) from problem
 
-    def _unreadable(self, problem: Exception) -> DataError:
-        return DataError(
-            f"{self._path.name}: not a Parquet file, or a damaged one: {problem}; write or copy it "
-            "again, or set data.source.format"
-        )
 
-
-def _trimmed(column: pa.Array) -> pa.Array:
-    return pc.ascii_trim_whitespace(column) if pa.types.is_string(column.type) else column
+def _plain(column: pa.Array) -> pa.Array:
+    """The same values, lists too, without dictionary, with offsets of 32 bits, text trimmed."""
+    types, kind = pa.types, column.type
+    if types.is_dictionary(kind):
+        return _plain(column.dictionary_decode())
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        ends = np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy())
+        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, _plain(column.flatten()), mask=column.is_null())
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        column = column.cast(pa.string())
+    return pc.ascii_trim_whitespace(column) if types.is_string(column.type) else column

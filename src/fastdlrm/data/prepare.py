@@ -41,9 +41,9 @@ from fastdlrm.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-LIBRARY_BYTES = 256 << 20
+LIBRARY_BYTES = 320 << 20
 """Resident size of the interpreter and the libraries, about."""
-LEAST_MEMORY_BYTES = 640 << 20
+LEAST_MEMORY_BYTES = 768 << 20
 """Below this a part cannot be permuted beside the libraries."""
 
 BadRowPolicy = Literal["error", "skip"]
@@ -255,7 +255,7 @@ class _Job:
             return plan.path(part), write_part(self.folder / plan.path(part), rows)
 
         drawn = [part for part in range(len(plan)) if spool_path(self.work, part).exists()]
-        num_at_once = max(1, min(self.num_workers, self.spare_bytes // (3 * PART_BYTES)))
+        num_at_once = max(1, min(self.num_workers, 2 * self.spare_bytes // (5 * PART_BYTES)))
         files = {}
         for path, entry in map_in_order(write, drawn, num_at_once):
             files[path] = entry
@@ -265,16 +265,16 @@ class _Job:
 
 def _require_one_kind_of_time(staged: Sequence[StagedFile]) -> None:
     """Refuse files whose times cannot be compared."""
-    types = {file.input.name: pq.read_schema(file.path) for file in staged}
-    kinds = {
-        name: "numbers" if pa.types.is_floating(schema.field(TIME).type) else "date-times"
-        for name, schema in types.items()
-        if TIME in schema.names
-    }
-    if len(set(kinds.values())) > 1:
+    names: dict[str, str] = {}
+    for file in staged:
+        columns = pq.read_schema(file.path)
+        if TIME in columns.names:
+            is_number = pa.types.is_floating(columns.field(TIME).type)
+            names.setdefault("numbers" if is_number else "date-times", file.input.name)
+    if len(names) > 1:
+        (kind, name), (other_kind, other_name) = names.items()
         raise DataError(
-            f"split: the times are {kinds}; write them in all files alike, as numbers or as "
-            "date-times"
+            f"split: the times in {name} are {kind}, in {other_name} {other_kind}; write them alike"
         )
 
 

@@ -198,12 +198,14 @@ def _bag(name: str, raw: pa.Array, lists: pa.ListArray, separator: str) -> Profi
 def _kind(present: pa.Array) -> tuple[Kind, float]:
     """The kind of values of a plain type, at least one and none null; and the share of numbers."""
     types = pa.types
-    if types.is_temporal(present.type):
+    if types.is_timestamp(present.type) or types.is_date(present.type):
         return "time", 0.0
+    if types.is_binary(present.type) or types.is_temporal(present.type):
+        return "text", 0.0
+    if types.is_boolean(present.type):
+        return "integer", 1.0
     if not types.is_string(present.type):
-        if not (types.is_boolean(present.type) or types.is_binary(present.type)):
-            return _number_kind(present), 1.0
-        return "integer" if types.is_boolean(present.type) else "text", 0.0
+        return _number_kind(present), 1.0
     numeric_share = pc.mean(pc.match_substring_regex(present, _NUMBER)).as_py()
     if numeric_share == 1:
         return _number_kind(present), 1.0

@@ -51,7 +51,7 @@ _LEAST_ROWS = 20
 _LEAST_OF_A_CLASS = 10
 """Rows of each class below which a perfect split may be chance."""
 _MOSTLY = 0.95
-_KEYS: dict[Kind, Key] = {"integer": "int", "hex": "hex", "text": "string", "number": "string"}
+_KEYS: dict[Kind, Key] = {"integer": "int", "hex": "hex", "text": "string"}
 
 
 @dataclass(slots=True)
@@ -195,12 +195,12 @@ def propose_features(
         len(labels) - _LEAST_OF_A_CLASS
     )
     for p in profiles:
-        if reason := _useless(p):
+        if p.name in weights.values():
+            proposal.made_of[p.name] = "weights of a bag"
+        elif reason := _useless(p):
             proposal.leave_out(p.name, reason)
         elif can_judge and labels is not None and p.gives_away(labels):
             proposal.leave_out(p.name, "it gives the label of every row away")
-        elif p.name in weights.values():
-            proposal.made_of[p.name] = "weights of a bag"
         elif p.kind == "time" or (p.is_numeric and p.name.lower() in TIME_NAMES):
             _propose_time(p, proposal)
         elif p.kind == "bag":
@@ -225,8 +225,10 @@ def _useless(p: Profile) -> str:
         return "all is missing"
     if p.kind == "unreadable":
         return f"values of type {p.raw.type} cannot be read"
-    if p.kind == "bag":
-        return "" if p.num_distinct > 1 else "all its bags hold the same id or none"
+    if p.kind == "bag" and p.num_distinct < 2:
+        return "its bags hold no two ids"
+    if p.kind == "bag" and p.element_kind not in _KEYS:
+        return f"lists of type {p.element_kind} that weigh no other column"
     if p.num_distinct == 1 and not p.missing_share:
         return "the same value in every row"
     if len(p.values) < _LEAST_ROWS or not p.is_unique:

@@ -19,7 +19,7 @@ from fastdlrm.data.text import TextReader
 from fastdlrm.data.values import numbers
 from fastdlrm.errors import DataError
 
-DELIMITERS = ("\t", ",", ";", "|", "::", "||", "\x01", " ")
+DELIMITERS = ("\t", ",", ";", "||", "|", "::", "\x01", " ")
 """Candidates; of equally good ones the first is taken."""
 MISSING = ("?", "NA", "N/A", "NULL", "null", "NaN", "nan", "\\N")
 """Texts that stand for a missing value wherever they are seen."""
@@ -82,20 +82,22 @@ def _first_lines(path: Path) -> list[str]:
 
 def _delimiter(path: Path, lines: list[str]) -> tuple[str, int]:
     """The delimiter, and the number of fields it makes."""
-    found: list[tuple[int, str]] = []
+    found: dict[str, int] = {}
     unquoted = [_QUOTED.sub("", line) for line in lines]
     for delimiter in DELIMITERS:
         counts = Counter(line.count(delimiter) + 1 for line in unquoted)
         num_fields, num_lines = counts.most_common(1)[0]
         if num_fields > 1 and num_lines >= _AGREEING_SHARE * len(lines):
-            found.append((num_fields, delimiter))
+            found[delimiter] = num_fields
     if not found:
         raise DataError(
             f"{path.name}: none of {', '.join(map(repr, DELIMITERS))} cuts its lines into equally "
             "many fields; is it a table? If so write [data.source] by hand"
         )
-    num_fields, delimiter = max(found, key=lambda pair: pair[0])
-    return delimiter, num_fields
+    if found.get("|", 0) - 1 == 2 * (found.get("||", 0) - 1):
+        del found["|"]  # it is half of "||" throughout
+    best = max(found, key=lambda delimiter: found[delimiter])
+    return best, found[best]
 
 
 def _is_header(columns: pa.RecordBatch) -> bool:

@@ -146,11 +146,12 @@ def stage_file(
 
     A row is bad that has another number of fields than there are columns, a value that its column's
     kind does not allow, a label neither positive nor negative, weights of another number than its
-    ids, a NUL byte, bytes that are not UTF-8, or a stray quote. Memory does not grow with the file,
-    and several files may be staged at once by threads with a cursor each.
+    ids, or in a text file a NUL byte, bytes that are not UTF-8 or a stray quote. Lines without a
+    character are passed over. Memory does not grow with the file; threads may stage several files
+    at once.
 
     Args:
-        connection: Reads Parquet; text is read without it.
+        connection: Not used: no SQL takes part.
         path: The raw file.
         source: Its layout.
         schema: Its columns.
@@ -171,7 +172,7 @@ def stage_file(
     )
     reader: TextReader | ParquetReader
     if source.format == "parquet":
-        reader = ParquetReader(path, connection, converter.columns)
+        reader = ParquetReader(path, converter.columns)
     else:
         may_lack = "" if labelled else schema.label.column
         reader = TextReader(path, source, converter.columns, may_lack)

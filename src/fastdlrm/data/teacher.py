@@ -36,7 +36,7 @@ NUM_HIDDEN = 2
 """Length of a hidden vector."""
 PAIR_VARIANCE = 0.0133
 """Of each dot product of two fields, in squared logits."""
-LEANING = 0.9
+LEANING = 0.97
 """Correlation of a vector's numbers with the effect. A field that raises clicks by itself also
 raises the weight of others; without that, a model whose vectors start near 0 finds the dot products
 only after many epochs."""

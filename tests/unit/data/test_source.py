@@ -309,23 +309,50 @@ def test_parquet_lists_are_bags(tmp_path: Path) -> None:
     }
 
 
-def test_parquet_categories_dates_and_bytes(tmp_path: Path) -> None:
-    schema = schema_of(sparse("city", "string"), sparse("day", "string"), sparse("raw", "string"))
+def test_parquet_texts_of_any_type(tmp_path: Path) -> None:
+    names = ("category", "day", "raw", "large", "clock")
+    schema = schema_of(*(sparse(name, "string") for name in names), BAGS.sparse[0])
+    tags = pa.array([[" a ", None], None], pa.large_list(pa.large_string()))
     path = _parquet(
         tmp_path,
-        label=pa.array([1]),
-        city=pa.array(["Ulm"]).dictionary_encode(),
-        day=pa.array([date(2024, 2, 29)]),
-        raw=pa.array([b"ab"]),
+        label=pa.array([1, 0]),
+        category=pa.array([" Ulm", None], pa.large_string()).dictionary_encode(),
+        day=pa.array([date(2024, 2, 29), date(1970, 1, 1)]),
+        raw=pa.array([b"ab", None]),
+        large=pa.array(["", "x"], pa.large_string()),
+        clock=pa.array([3600, None], pa.time32("s")),
+        tags=tags,
     )
     staged = stage(path, None, PARQUET, schema, time_column="day")
     assert rows_of(staged) == {
-        "__label": [1],
-        "s.city": ["Ulm"],
-        "s.day": ["2024-02-29"],
-        "s.raw": ["ab"],
-        "__time": [1_709_164_800_000_000],
+        "__label": [1, 0],
+        "s.category": ["Ulm", None],
+        "s.day": ["2024-02-29", "1970-01-01"],
+        "s.raw": ["ab", None],
+        "s.large": [None, "x"],
+        "s.clock": ["01:00:00.000", None],
+        "s.tags": [["a"], []],
+        "__time": [1_709_164_800_000_000, 0],
     }
+
+
+def test_parquet_lists_of_one_length(tmp_path: Path) -> None:
+    items = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2))
+    path = _parquet(tmp_path, label=pa.array([1, 0, 1]), items=items)
+    schema = schema_of(sparse("items", "int", bag=True))
+    assert rows_of(stage(path, None, PARQUET, schema))["s.items"] == [[1, 2], [], [3, 4]]
+
+
+def test_many_parquet_rows_stay_in_order(tmp_path: Path) -> None:
+    numbers = list(range(ROW_GROUP_ROWS + 9))
+    path = tmp_path / "log.parquet"
+    pq.write_table(
+        pa.table({"label": [0] * len(numbers), "x": numbers}), path, row_group_size=7_000
+    )
+    staged = stage(path, None, PARQUET, schema_of(dense=("x",)))
+    assert rows_of(staged)["d.x"] == numbers
+    assert staged.input.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert staged.input.size_bytes == path.stat().st_size
 
 
 def test_parquet_rows_are_counted_from_1(tmp_path: Path) -> None:
@@ -351,6 +378,12 @@ def test_parquet_types_that_cannot_be_read(tmp_path: Path) -> None:
         stage(path, None, PARQUET, schema_of(dense=("x",)))
     with pytest.raises(DataError, match=r"column 'n' is of type int64, text can be read here; dec"):
         stage(path, None, PARQUET, schema_of(sparse("n", "hex")))
+    with pytest.raises(DataError, match=r"column 'x' is of type list<.*>, numbers, dates or text"):
+        stage(path, None, PARQUET, schema_of(dense=("n",)), time_column="x")
+    with pytest.raises(
+        DataError, match=r"column 'x' is of type list<.*>, plain values can be read"
+    ):
+        stage(path, None, PARQUET, schema_of(sparse("x", "string")))
 
 
 def test_a_parquet_path_is_no_pattern(tmp_path: Path) -> None:

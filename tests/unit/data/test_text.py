@@ -245,3 +245,21 @@ def test_lost_rows_are_noticed() -> None:
     require_all("f.csv", "lines", 3, 3)
     with pytest.raises(DataError, match=r"f\.csv: 3 lines found, 2 accounted for; the reader lost"):
         require_all("f.csv", "lines", 3, 2)
+
+
+@pytest.mark.parametrize("delimiter", [",", "||", " "])
+def test_where_a_file_is_cut_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
+) -> None:
+    """Of garbage too: rows, bad rows and their lines are the same for any size of the pieces."""
+    alphabet = [*b'a"\n\r \xc3\xa9\0', *delimiter.encode() * 3, *b"a\n"]
+    source = _layout("a b", delimiter=delimiter)
+    for seed in range(60):
+        content = bytes(random.Random(seed).choices(alphabet, k=80))
+        found = []
+        for size in (1, 2, 3, 5, 13, 1000):
+            monkeypatch.setattr(scan, "READ_BYTES", size)
+            monkeypatch.setattr(text, "CHUNK_BYTES", size)
+            batches = _batches(tmp_path, content, source)
+            found.append((_rows(batches), sorted(bad for b in batches for bad in b.bad)))
+        assert all(one == found[-1] for one in found), content

@@ -96,7 +96,7 @@ def test_out_must_be_empty_without_resume(dataset, tmp_path):
 def test_resume_refuses_another_config_and_another_dataset(dataset, tmp_path):
     _train(tmp_path / "run", dataset, "train.max_steps=1")
     Run.resume(tmp_path / "run", tiny_recipe("train.max_steps=2"), dataset)
-    with pytest.raises(ConfigError, match=r"model\.embedding_dim differs from the run's"):
+    with pytest.raises(ConfigError, match=r"model\.bottom_mlp differs from the run's"):
         changed = tiny_recipe("model.embedding_dim=2", "model.bottom_mlp=[8, 2]")
         Run.resume(tmp_path / "run", changed, dataset)
     with pytest.raises(ConfigError, match="seed differs from the run's"):
