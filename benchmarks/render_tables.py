@@ -45,9 +45,9 @@ def accuracy() -> str:
 
 
 def pipeline() -> str:
-    """Rates of generate and prepare."""
+    """Rate and memory of prepare."""
     lines = ["| stage | rows/s | peak memory |", "|---|---|---|"]
-    for name in ("generate", "prepare"):
+    for name in ("prepare",):
         median = load(name)["median"]
         peak = median.get("peak_rss_bytes")
         memory = f"{peak / 2**30:.2f} GiB" if peak else ""

@@ -51,9 +51,7 @@ class TrainStep:
             loss += self._backward(micro, batch.num_samples)
         config = self._config
         for group in self.dense_optimizer.param_groups:
-            group["lr"] = learning_rate(
-                config.schedule, config.dense_optimizer.learning_rate, step
-            )
+            group["lr"] = learning_rate(config.schedule, config.dense_optimizer.learning_rate, step)
         clip = self._clip() if config.gradient_clip_norm else 1.0
         self.dense_optimizer.step()
         self.sparse_optimizer.step(
