@@ -83,7 +83,9 @@ def test_predict_unlabelled(run):
     raw.write_text("".join(line.split("\t", 1)[1] for line in lines))
     out = run / "unlabelled.parquet"
     fastdlrm("predict", "--run", run / "run", "--input", raw, "--unlabelled", "--out", out)
-    labelled = pq.read_table(run / "scores.parquet")["score"].to_numpy()[:100]
+    whole = run / "labelled.parquet"
+    fastdlrm("predict", "--run", run / "run", "--input", run / "log" / "day_0.gz", "--out", whole)
+    labelled = pq.read_table(whole)["score"].to_numpy()[:100]
     assert pq.read_table(out)["score"].to_numpy() == pytest.approx(labelled, abs=1e-6)
 
 
