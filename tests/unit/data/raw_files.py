@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
+import duckdb
 import pyarrow.parquet as pq
 
 from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
 from fastdlrm.data.config import SourceConfig
-from fastdlrm.data.source import StagedFile, connect, stage_file
+from fastdlrm.data.source import StagedFile, stage_file
+
+CONNECTION = duckdb.connect()
 
 TSV = SourceConfig(format="csv", delimiter="\t", quote="", columns=("label", "I1", "C1", "U"))
 """Label, a number, a hexadecimal id, an integer id."""
@@ -49,17 +52,16 @@ def stage(
     """Write `content` to `path` where given, and stage it to `staged.parquet` beside it."""
     if content is not None:
         path.write_bytes(content)
-    with connect(2**28, path.parent / "spill", 1) as connection:
-        return stage_file(
-            connection,
-            path,
-            source,
-            schema,
-            path.parent / "staged.parquet",
-            on_bad_row=on_bad_row,
-            labelled=labelled,
-            time_column=time_column,
-        )
+    return stage_file(
+        CONNECTION,
+        path,
+        source,
+        schema,
+        path.parent / "staged.parquet",
+        on_bad_row=on_bad_row,
+        labelled=labelled,
+        time_column=time_column,
+    )
 
 
 def rows_of(staged: StagedFile) -> dict[str, list[object]]:

@@ -11,9 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastdlrm.data.config import SourceConfig
-from fastdlrm.data.source import MAX_REPORTED, connect, stage_file
+from fastdlrm.data.source import MAX_REPORTED, stage_file
 from fastdlrm.errors import DataError
-from tests.unit.data.raw_files import CSV, PARQUET, SCHEMA, TSV, rows_of, schema_of, stage
+from tests.unit.data.raw_files import (
+    CONNECTION,
+    CSV,
+    PARQUET,
+    SCHEMA,
+    TSV,
+    rows_of,
+    schema_of,
+    stage,
+)
 
 GOOD = b"1\t5\t68fd1e64\t7\n"
 CHECK = "check data.source.delimiter and data.source.quote"
@@ -201,11 +210,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(GOOD)
     (tmp_path / "folder").write_bytes(b"")
     out = tmp_path / "folder" / "staged.parquet"
-    with (
-        connect(2**28, tmp_path / "spill", 1) as connection,
-        pytest.raises(DataError, match=r"^/.*/folder/staged\.parquet: the disk refuses: .*; check"),
+    with pytest.raises(
+        DataError, match=r"^/.*/folder/staged\.parquet: the disk refuses: .*; check"
     ):
-        stage_file(connection, tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
+        stage_file(CONNECTION, tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
 
 
 FULL_DISK = """

@@ -12,11 +12,27 @@ import pytest
 from fastdlrm.config import load_config
 from fastdlrm.contracts.schema import SparseFeature
 from fastdlrm.data.config import SourceConfig
-from fastdlrm.data.source import ROW_GROUP_ROWS, connect, expand_inputs, stage_file
+from fastdlrm.data.source import (
+    ROW_GROUP_ROWS,
+    StagedFile,
+    connect,
+    expand_inputs,
+    stage_file,
+)
 from fastdlrm.errors import ConfigError, DataError
 from fastdlrm.train.recipe import Recipe
 from tests.builders import shared_data
-from tests.unit.data.raw_files import CSV, PARQUET, SCHEMA, TSV, rows_of, schema_of, sparse, stage
+from tests.unit.data.raw_files import (
+    CONNECTION,
+    CSV,
+    PARQUET,
+    SCHEMA,
+    TSV,
+    rows_of,
+    schema_of,
+    sparse,
+    stage,
+)
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -110,9 +126,8 @@ def test_ids_from_2_to_the_31_are_kept(tmp_path: Path) -> None:
 def test_the_real_criteo_sample(tmp_path: Path) -> None:
     data = load_config("criteo-generated", Recipe).data
     path = shared_data() / "criteo_sample" / "day_3.gz"
-    with connect(2**28, tmp_path / "spill", 1) as connection:
-        out = tmp_path / "staged.parquet"
-        staged = stage_file(connection, path, data.source, data.schema(), out, on_bad_row="error")
+    out = tmp_path / "staged.parquet"
+    staged = stage_file(CONNECTION, path, data.source, data.schema(), out, on_bad_row="error")
     rows = rows_of(staged)
     text = gzip.decompress(path.read_bytes()).decode()
     log = [line.split("\t") for line in text.splitlines()]
@@ -163,20 +178,13 @@ def test_files_are_staged_by_threads_alike(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.tsv" for i in range(4)]
     for path in paths:
         path.write_bytes(log)
-    with connect(2**28, tmp_path / "spill", 1) as connection, ThreadPoolExecutor(4) as pool:
-        staged = list(
-            pool.map(
-                lambda path: stage_file(
-                    connection.cursor(),
-                    path,
-                    TSV,
-                    SCHEMA,
-                    path.with_suffix(".parquet"),
-                    on_bad_row="error",
-                ),
-                paths,
-            )
-        )
+
+    def staged_beside(path: Path) -> StagedFile:
+        out = path.with_suffix(".parquet")
+        return stage_file(CONNECTION.cursor(), path, TSV, SCHEMA, out, on_bad_row="error")
+
+    with ThreadPoolExecutor(4) as pool:
+        staged = list(pool.map(staged_beside, paths))
     assert len({file.path.read_bytes() for file in staged}) == 1
 
 
