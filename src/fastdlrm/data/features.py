@@ -32,16 +32,21 @@ def key_values(feature: SparseFeature, values: pa.Array, edges: Sequence[float])
         Shape (len(values),).
     """
     if feature.key == "string":
-        _, offsets, data = values.buffers()
-        if not len(values):
-            return np.empty(0, dtype=np.uint64)
-        text = np.empty(0, np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
-        window = slice(values.offset, values.offset + len(values) + 1)
-        return text_keys(np.frombuffer(offsets, dtype=np.int32)[window], text)
+        return hashed_texts(values)
     if feature.key == "quantile":
         numbers = buffer_view(values, np.float64)
         return np.searchsorted(np.asarray(edges), numbers, side="right").astype(np.uint64)
     return buffer_view(values, np.uint64)
+
+
+def hashed_texts(texts: pa.Array) -> Keys:
+    """The key of each text of a string array, shape (len(texts),)."""
+    _, offsets, data = texts.buffers()
+    if not len(texts):
+        return np.empty(0, dtype=np.uint64)
+    octets = np.empty(0, np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
+    window = slice(texts.offset, texts.offset + len(texts) + 1)
+    return text_keys(np.frombuffer(offsets, dtype=np.int32)[window], octets)
 
 
 def missing_values(values: pa.Array) -> NDArray[np.bool_] | None:

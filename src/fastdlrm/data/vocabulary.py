@@ -4,7 +4,7 @@ On disk as `fastdlrm.contracts.encoding` says: most frequent first, ties by key.
 table are counted together.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import TableEncoding
 from fastdlrm.contracts.schema import FIRST_ID, Key, Schema, SparseFeature, Table
-from fastdlrm.data.features import key_values, present_values
+from fastdlrm.data.features import hashed_texts, key_values, present_values
 from fastdlrm.data.keys import Keys
 from fastdlrm.data.keytable import KeyCounter
 from fastdlrm.data.split import Splits
@@ -95,27 +95,19 @@ def fit_vocabulary(
     Raises:
         DataError: The vocabulary does not fit the memory, or two texts have the same key.
     """
-    if features[0].key == "string":
-        return _fit_texts(table, features, rows, splits, connection, memory_bytes)
-    counter = KeyCounter(memory_bytes // 2)
-    kept = (np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint64))
-    num_counted = 0
-    while not counter.is_done:
+    candidates = _Candidates(table, memory_bytes)
+
+    def values() -> Iterator[tuple[SparseFeature, pa.Array]]:
         for feature in features:
             for column in splits.train_values(rows, sparse_column(feature.name)):
-                values = present_values(column)
-                counter.add(key_values(feature, values, edges.get(feature.name, ())))
-        keys, counts = counter.finish_pass()
-        num_counted += int(counts.sum())
-        frequent = counts >= table.min_count
-        kept = (
-            np.concatenate([kept[0], keys[frequent]]),
-            np.concatenate([kept[1], counts[frequent]]),
-        )
-        _require_fit(table, len(kept[0]) * _SORT_BYTES, len(kept[0]), memory_bytes)
-        order = _rank(table, *kept)
-        kept = kept[0][order], kept[1][order]
-    return Vocabulary(*kept, None, num_counted)
+                yield feature, present_values(column)
+
+    if features[0].key == "string":
+        texts = (array for _, array in values())
+        num_counted = _count_texts(texts, candidates, connection)
+    else:
+        num_counted = _count_keys(values, candidates, edges, memory_bytes // 2)
+    return candidates.vocabulary(num_counted)
 
 
 def vocabulary_path(table: str) -> str:
@@ -142,7 +134,7 @@ def write_vocabulary(
             window = slice(start, start + _WRITE_ROWS)
             keys = vocabulary.keys[window]
             known = vocabulary.texts
-            texts = _texts(keys, key, edges) if known is None else known[window]
+            texts = _texts(keys, key, edges) if known is None else known[window].cast(pa.string())
             batch = pa.record_batch([keys, texts, vocabulary.counts[window]], schema=_FIELDS)
             writer.write_batch(batch)
     return TableEncoding(
@@ -174,60 +166,107 @@ def read_keys(folder: Path, encoding: TableEncoding) -> Keys:
     return keys
 
 
-def _fit_texts(
-    table: Table,
-    features: Sequence[SparseFeature],
-    rows: StagedRows,
-    splits: Splits,
-    connection: duckdb.DuckDBPyConnection,
+class _Candidates:
+    """Values that are frequent enough, of which a table keeps the most frequent."""
+
+    def __init__(self, table: Table, memory_bytes: int) -> None:
+        self.table = table
+        self._memory_bytes = memory_bytes
+        self._keys: list[Keys] = [np.empty(0, dtype=np.uint64)]
+        self._counts: list[NDArray[np.uint64]] = [np.empty(0, dtype=np.uint64)]
+        self._texts: list[pa.Array] = []
+        self._num_bytes = 0
+
+    def add(self, keys: Keys, counts: NDArray[np.uint64], texts: pa.Array | None = None) -> None:
+        """Take values that were not there before, with their texts or always without."""
+        self._keys.append(keys)
+        self._counts.append(counts)
+        self._num_bytes += len(keys) * _SORT_BYTES
+        if texts is not None:
+            self._texts.append(texts.cast(pa.large_string()))
+            self._num_bytes += texts.nbytes
+        if self._num_bytes > self._memory_bytes:
+            self._rank()
+            # Ranking again and again is affordable only if it makes room.
+            if self._num_bytes > self._memory_bytes // 8 * 7:
+                raise self._too_many()
+
+    def vocabulary(self, num_counted: int) -> Vocabulary:
+        """What is kept, in the order of ids; `num_counted` as in Vocabulary."""
+        self._rank()
+        texts = self._texts[0] if self._texts else None
+        if texts is not None:
+            _require_distinct(self.table, self._keys[0], texts)
+        return Vocabulary(self._keys[0], self._counts[0], texts, num_counted)
+
+    def _rank(self) -> None:
+        """Most frequent first, ties by key, and no more than the table holds."""
+        keys, counts = np.concatenate(self._keys), np.concatenate(self._counts)
+        order = np.lexsort((keys, ~counts))
+        if self.table.max_rows:
+            order = order[: self.table.max_rows - FIRST_ID]
+        self._keys, self._counts = [keys[order]], [counts[order]]
+        self._num_bytes = len(order) * _SORT_BYTES
+        if self._texts:
+            self._texts = [pa.concat_arrays(self._texts).take(pa.array(order))]
+            self._num_bytes += self._texts[0].nbytes
+
+    def _too_many(self) -> DataError:
+        return DataError(
+            f"table {self.table.name!r}: a vocabulary of {len(self._keys[0])} values or more needs "
+            f"{self._num_bytes >> 20} MiB, {self._memory_bytes >> 20} MiB are left for it; raise "
+            "--memory or the table's min_count, set max_rows, or use encoding 'hash'"
+        )
+
+
+def _count_keys(
+    values: Callable[[], Iterator[tuple[SparseFeature, pa.Array]]],
+    candidates: _Candidates,
+    edges: Edges,
     memory_bytes: int,
-) -> Vocabulary:
+) -> int:
+    """Count keys, in several passes over the values where memory asks for them.
+
+    Returns:
+        Number of all values.
+    """
+    counter, num_counted = KeyCounter(memory_bytes), 0
+    while not counter.is_done:
+        for feature, array in values():
+            counter.add(key_values(feature, array, edges.get(feature.name, ())))
+        keys, counts = counter.finish_pass()
+        num_counted += int(counts.sum())
+        is_frequent = counts >= candidates.table.min_count
+        candidates.add(keys[is_frequent], counts[is_frequent])
+    return num_counted
+
+
+def _count_texts(
+    values: Iterable[pa.Array],
+    candidates: _Candidates,
+    connection: duckdb.DuckDBPyConnection,
+) -> int:
+    """Group texts on disk where memory asks for it, then hash each once.
+
+    Returns:
+        Number of all values.
+    """
     num_counted = 0
 
-    def values() -> Iterator[pa.Array]:
+    def texts() -> Iterator[pa.Array]:
         nonlocal num_counted
-        for feature in features:
-            for column in splits.train_values(rows, sparse_column(feature.name)):
-                texts = present_values(column)
-                num_counted += len(texts)
-                yield texts
+        for array in values:
+            num_counted += len(array)
+            yield array
 
     query = (
         "SELECT value, count(*)::UBIGINT AS num FROM stream GROUP BY value "
-        f"HAVING num >= {table.min_count}"
+        f"HAVING num >= {candidates.table.min_count}"
     )
-    texts, keys, counts, num_bytes = [], [], [], 0
-    for batch in select(connection, pa.string(), values(), query):
-        texts.append(batch.column(0))
-        keys.append(key_values(features[0], batch.column(0), ()))
-        counts.append(batch.column(1).to_numpy())
-        num_bytes += batch.column(0).nbytes + batch.num_rows * _SORT_BYTES
-        _require_fit(table, num_bytes, sum(map(len, keys)), memory_bytes)
-    if not keys:
-        return Vocabulary(np.empty(0, np.uint64), np.empty(0, np.uint64), None, num_counted)
-    all_texts, all_keys, all_counts = (
-        pa.concat_arrays(texts),
-        np.concatenate(keys),
-        np.concatenate(counts),
-    )
-    _require_distinct(table, all_keys, all_texts)
-    order = _rank(table, all_keys, all_counts)
-    return Vocabulary(all_keys[order], all_counts[order], all_texts.take(order), num_counted)
-
-
-def _rank(table: Table, keys: Keys, counts: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The order of ids: most frequent first, ties by key, at most what the table holds."""
-    order = np.lexsort((keys, ~counts))
-    return order[: table.max_rows - FIRST_ID] if table.max_rows else order
-
-
-def _require_fit(table: Table, num_bytes: int, num_values: int, memory_bytes: int) -> None:
-    if num_bytes > memory_bytes:
-        raise DataError(
-            f"table {table.name!r}: a vocabulary of {num_values} values or more needs "
-            f"{num_bytes >> 20} MiB to sort, {memory_bytes >> 20} MiB are left for it; raise "
-            "--memory, or the table's min_count, or use encoding 'hash'"
-        )
+    for batch in select(connection, pa.string(), texts(), query):
+        found, counts = batch.columns
+        candidates.add(hashed_texts(found), counts.to_numpy(), found)
+    return num_counted
 
 
 def _require_distinct(table: Table, keys: Keys, texts: pa.Array) -> None:
