@@ -117,7 +117,7 @@ def generate(
 
     Raises:
         ConfigError: A number is out of range.
-        DataError: `out` is a file or holds files.
+        DataError: `out` cannot be made or is not empty.
     """
     _check(num_rows, num_files, seed, num_workers)
     _make_folder(out)
@@ -165,9 +165,13 @@ def _check(num_rows: int, num_files: int, seed: int, num_workers: int) -> None:
 
 
 def _make_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: is a file; name a folder that does not exist or is empty")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise DataError(
+            f"{out}: no such folder can be made: {problem.strerror}; name a folder that does not "
+            "exist or is empty"
+        ) from problem
     if found := sorted(path.name for path in out.iterdir()):
         raise DataError(
             f"{out}: holds {found[0]!r} and so is not empty; name a folder that does not exist or "
