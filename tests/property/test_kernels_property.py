@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
 from fastdlrm.kernels.lookup import pooled_lookup
-from fastdlrm.kernels.row_gradient import row_gradient
+from fastdlrm.kernels.row_gradient import row_gradient, row_order
 from fastdlrm.model.embedding import EmbeddingTables
 from tests import oracles
 
@@ -47,7 +47,8 @@ def test_lookup_and_its_row_gradient(
     expected = oracles.pooled_lookup(table, bags, bag_weights, pooling)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
-    gradient = row_gradient(torch.from_numpy(grad), rows, offsets, weights, pooling)
+    order = row_order(rows, offsets, weights, pooling)
+    gradient = row_gradient(torch.from_numpy(grad), order)
     by_row = oracles.row_gradient(grad, bags, bag_weights, pooling)
     assert gradient.rows.tolist() == sorted(by_row)
     for row, values in zip(gradient.rows.tolist(), gradient.values, strict=True):
@@ -63,7 +64,7 @@ def test_single_ids_are_bags_of_one(rows: list[int], dim: int, is_weighted: bool
     torch.testing.assert_close(
         pooled_lookup(table, ids, None, weights), pooled_lookup(table, ids, offsets, weights)
     )
-    one, other = row_gradient(grad, ids, None, weights), row_gradient(grad, ids, offsets, weights)
+    one, other = (row_gradient(grad, row_order(ids, o, weights)) for o in (None, offsets))
     assert torch.equal(one.rows, other.rows)
     assert torch.equal(one.values, other.values)
 

@@ -9,10 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from fastdlrm.kernels.library import define
 
 
-def dot_interaction(dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False) -> Tensor:
+def dot_interaction(
+    dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False, width: int = 0
+) -> Tensor:
     """Join the dense vector with every pairwise dot product.
 
     With e_0 = dense and e_1..e_F = pooled, emits <e_i, e_j> for i > j, ordered (1,0), (2,0),
@@ -23,6 +26,7 @@ def dot_interaction(dense: Tensor | None, pooled: Tensor, include_diagonal: bool
         dense: Bottom MLP output, shape (B, D); None without dense features.
         pooled: Pooled embeddings, shape (B, F, D), same dtype and device; any strides.
         include_diagonal: Whether to emit each vector's product with itself.
+        width: Pads the result with zero columns to this width; 0: no padding.
 
     Returns:
         Shape (B, D + P), dense part first; (B, P) without a dense vector.
@@ -32,7 +36,26 @@ def dot_interaction(dense: Tensor | None, pooled: Tensor, include_diagonal: bool
 
     Source: Naumov et al. 2019, arXiv:1906.00091.
     """
-    return cast(Tensor, _DotInteraction.apply(dense, _joined(dense, pooled), include_diagonal))
+    _require_one_dim(dense, pooled)
+    return cast(Tensor, _dot_interaction(dense, pooled, include_diagonal, width))
+
+
+def dot_interaction_backward(
+    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False
+) -> tuple[Tensor | None, Tensor]:
+    """The gradients of `dot_interaction`'s inputs.
+
+    Args:
+        grad: Gradient of the result, padding included or not.
+        dense: As given to `dot_interaction`.
+        pooled: Likewise.
+        include_diagonal: Likewise.
+
+    Returns:
+        Of `dense`, shape (B, D), or None; of `pooled`, shape (B, F, D), feature-major in memory.
+    """
+    grad_dense, grad_pooled = _dot_interaction_backward(grad, dense, pooled, include_diagonal)
+    return (None if dense is None else grad_dense), grad_pooled
 
 
 def cat_interaction(dense: Tensor | None, pooled: Tensor) -> Tensor:
@@ -48,48 +71,66 @@ def cat_interaction(dense: Tensor | None, pooled: Tensor) -> Tensor:
     Raises:
         ValueError: The two D differ.
     """
+    _require_one_dim(dense, pooled)
     return _joined(dense, pooled).flatten(1)
 
 
-def _joined(dense: Tensor | None, pooled: Tensor) -> Tensor:
-    """All vectors of a sample, shape (B, V, D)."""
-    if dense is None:
-        return pooled
-    if dense.shape[-1] != pooled.shape[-1]:
+def dot_interaction_width(
+    num_features: int, embedding_dim: int, has_dense: bool, include_diagonal: bool = False
+) -> int:
+    """Width of `dot_interaction`'s result without padding: D + P, or P without a dense vector."""
+    vectors = num_features + has_dense
+    pairs = vectors * (vectors + (1 if include_diagonal else -1)) // 2
+    return pairs + (embedding_dim if has_dense else 0)
+
+
+def _require_one_dim(dense: Tensor | None, pooled: Tensor) -> None:
+    if dense is not None and dense.shape[-1] != pooled.shape[-1]:
         raise ValueError(
             f"interaction: dense vectors have dim {dense.shape[-1]}, pooled embeddings "
             f"{pooled.shape[-1]}; they must be equal: end the bottom MLP in the embedding dim"
         )
-    return torch.cat([dense.unsqueeze(1), pooled], 1)
 
 
-class _DotInteraction(torch.autograd.Function):
-    """Products by one bmm, pairs by one gather; backward by one symmetric gather and one bmm."""
+def _joined(dense: Tensor | None, pooled: Tensor) -> Tensor:
+    """All vectors of a sample, shape (B, V, D)."""
+    return pooled if dense is None else torch.cat([dense.unsqueeze(1), pooled], 1)
 
-    @staticmethod
-    def forward(
-        ctx: Any, dense: Tensor | None, vectors_BVD: Tensor, include_diagonal: bool
-    ) -> Tensor:
-        ctx.save_for_backward(vectors_BVD)
-        ctx.dense_width = 0 if dense is None else dense.shape[1]
-        ctx.include_diagonal = include_diagonal
-        lower, _ = _pair_indices(vectors_BVD.shape[1], include_diagonal, vectors_BVD.device)
-        products_BVV = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
-        pairs_BP = products_BVV.flatten(1).index_select(1, lower)
-        return pairs_BP if dense is None else torch.cat([dense, pairs_BP], 1)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        (vectors_BVD,) = ctx.saved_tensors
-        B, V, _ = vectors_BVD.shape
-        _, pair_of = _pair_indices(V, ctx.include_diagonal, grad.device)
-        # d<e_i, e_j> = <de_i, e_j> + <e_i, de_j>: entry (i, j) and its mirror both get the pair's.
-        symmetric_BVV = grad[:, ctx.dense_width :].index_select(1, pair_of).view(B, V, V)
-        diagonal = symmetric_BVV.diagonal(dim1=1, dim2=2)
-        diagonal.mul_(2) if ctx.include_diagonal else diagonal.zero_()
-        grad_dense = grad[:, : ctx.dense_width] if ctx.dense_width else None
-        return grad_dense, torch.bmm(symmetric_BVV, vectors_BVD), None
+def _forward(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width: int) -> Tensor:
+    """Products by one bmm, pairs by one gather."""
+    vectors_BVD = _joined(dense, pooled)
+    lower, _ = _pair_indices(vectors_BVD.shape[1], include_diagonal, vectors_BVD.device)
+    products_BVV = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
+    parts = [products_BVV.flatten(1).index_select(1, lower)]
+    if dense is not None:
+        parts.insert(0, dense)
+    if missing := max(width - sum(part.shape[1] for part in parts), 0):
+        parts.append(pooled.new_zeros(len(pooled), missing))
+    return torch.cat(parts, 1)
+
+
+def _backward(
+    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool
+) -> tuple[Tensor, Tensor]:
+    """One symmetric gather and one bmm; an empty tensor for the dense vector that is not there."""
+    vectors_BVD = _joined(dense, pooled)
+    B, V, D = vectors_BVD.shape
+    dense_width = 0 if dense is None else D
+    _, pair_of = _pair_indices(V, include_diagonal, grad.device)
+    # d<e_i, e_j> = <de_i, e_j> + <e_i, de_j>: entry (i, j) and its mirror both get the pair's.
+    symmetric_BVV = grad[:, dense_width:].index_select(1, pair_of).view(B, V, V)
+    diagonal = symmetric_BVV.diagonal(dim1=1, dim2=2)
+    diagonal.mul_(2) if include_diagonal else diagonal.zero_()
+    grads_BVD = torch.bmm(symmetric_BVV, vectors_BVD)
+    if dense is None:
+        return grad.new_empty(0), _feature_major(grads_BVD)
+    return grads_BVD[:, 0] + grad[:, :dense_width], _feature_major(grads_BVD[:, 1:])
+
+
+def _feature_major(grads_BFD: Tensor) -> Tensor:
+    """A copy whose memory holds feature after feature, as the tables' optimizer reads it."""
+    return grads_BFD.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 @lru_cache(maxsize=64)
@@ -105,3 +146,42 @@ def _pair_indices(
         pair_of = torch.zeros(num_vectors, num_vectors, dtype=torch.int64)
         pair_of[i, j] = pair_of[j, i] = torch.arange(len(i))
         return (i * num_vectors + j).to(device), pair_of.flatten().to(device)
+
+
+def _fake(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width: int) -> Tensor:
+    B, num_features, D = pooled.shape
+    natural = dot_interaction_width(num_features, D, dense is not None, include_diagonal)
+    return pooled.new_empty(B, max(natural, width))
+
+
+def _fake_backward(
+    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool
+) -> tuple[Tensor, Tensor]:
+    B, num_features, D = pooled.shape
+    grad_pooled = pooled.new_empty(num_features, B, D).transpose(0, 1)
+    return grad.new_empty(0) if dense is None else torch.empty_like(dense), grad_pooled
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dense, pooled, ctx.include_diagonal, _ = inputs
+    ctx.save_for_backward(dense, pooled)
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    dense, pooled = ctx.saved_tensors
+    return *dot_interaction_backward(grad, dense, pooled, ctx.include_diagonal), None, None
+
+
+_dot_interaction_backward = define(
+    "dot_interaction_backward(Tensor grad, Tensor? dense, Tensor pooled, bool include_diagonal)"
+    " -> (Tensor, Tensor)",
+    _backward,
+    fake=_fake_backward,
+)
+_dot_interaction = define(
+    "dot_interaction(Tensor? dense, Tensor pooled, bool include_diagonal, int width) -> Tensor",
+    _forward,
+    fake=_fake,
+    backward=_autograd,
+    setup_context=_setup_context,
+)

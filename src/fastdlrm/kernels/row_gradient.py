@@ -1,6 +1,6 @@
 """From the gradients of bags to the gradients of the rows they read.
 
-Shapes: D embedding dim, L ids in the batch, U different rows among them.
+Shapes: R rows of all tables together, D embedding dim, L ids in the batch, U different rows.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.lookup import Pooling, bag_sizes
+from fastdlrm.kernels.lookup import Pooling, bag_of_id, bag_sizes
+
+
+class RowOrder(NamedTuple):
+    """The ids of a batch sorted by row: who contributes to a row's gradient, in a fixed order.
+
+    Attributes:
+        rows: Row of each id, ascending, shape (L,), int32 or int64.
+        bags: Bag that read it, shape (L,), int32 or int64.
+        factors: What the bag's gradient is multiplied by (the id's weight, over the bag's size for
+            a mean), shape (L,), any float type; None for all ones.
+    """
+
+    rows: Tensor
+    bags: Tensor
+    factors: Tensor | None
 
 
 class RowGradient(NamedTuple):
@@ -25,45 +40,52 @@ class RowGradient(NamedTuple):
 
 
 @torch.no_grad()
-def row_gradient(
-    grad_pooled: Tensor,
+def row_order(
     rows: Tensor,
     offsets: Tensor | None = None,
     weights: Tensor | None = None,
     pooling: Pooling = "sum",
-) -> RowGradient:
-    """Sum, for each row, the gradients of the bags that read it; `pooled_lookup` transposed.
-
-    The ids are sorted by row, and the sum over each run of equal rows is itself a pooled lookup in
-    `grad_pooled`: no gradient an id is stored, and the order of summation is that of the ids, so
-    the result is the same at every run, on a GPU too.
+) -> RowOrder:
+    """Sort the ids of a batch by row, stably; needs no gradient, so it can run beside the forward.
 
     Args:
-        grad_pooled: Gradient of each bag, shape (num_bags, D).
         rows: Row of each id, shape (L,), int32 or int64; int32 sorts faster.
         offsets: As in `pooled_lookup`.
         weights: As in `pooled_lookup`.
         pooling: As in `pooled_lookup`.
     """
     keys, order = torch.sort(rows, stable=True)
-    unique_rows, run_lengths = torch.unique_consecutive(keys, return_counts=True)
-    bags = order
-    if offsets is not None:
-        bags = _bag_of_id(offsets, len(rows)).index_select(0, order)
-        if pooling == "mean":
-            grad_pooled = grad_pooled / bag_sizes(offsets)
+    factors = None if weights is None else weights.index_select(0, order)
+    if offsets is None:
+        return RowOrder(keys, order, factors)
+    bags = bag_of_id(offsets, len(rows)).index_select(0, order)
+    if pooling == "mean":
+        # float64: rounded once, to the gradient's own type.
+        shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)
+        factors = shares if factors is None else factors * shares
+    return RowOrder(keys, bags, factors)
+
+
+@torch.no_grad()
+def row_gradient(grad_pooled: Tensor, order: RowOrder) -> RowGradient:
+    """Sum, for each row, the gradients of the bags that read it; `pooled_lookup` transposed.
+
+    The sum over each run of equal rows is itself a pooled lookup in `grad_pooled`: no gradient an
+    id is stored, and the order of summation is that of the ids, so the result is the same at every
+    run, on a GPU too.
+
+    Args:
+        grad_pooled: Gradient of each bag, shape (num_bags, D).
+        order: The batch's ids.
+    """
+    unique_rows, run_lengths = torch.unique_consecutive(order.rows, return_counts=True)
+    factors = order.factors
     values = F.embedding_bag(
-        bags,
+        order.bags,
         grad_pooled,
-        F.pad(run_lengths.cumsum(0), (1, 0)),
+        F.pad(run_lengths.cumsum(0), (1, 0)).to(order.bags.dtype),
         mode="sum",
-        per_sample_weights=None if weights is None else weights.index_select(0, order),
+        per_sample_weights=None if factors is None else factors.to(grad_pooled.dtype),
         include_last_offset=True,
     )
     return RowGradient(unique_rows.long(), values)
-
-
-def _bag_of_id(offsets: Tensor, num_ids: int) -> Tensor:
-    """The bag that holds each id, shape (L,)."""
-    bags = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(bags, offsets.diff(), output_size=num_ids)

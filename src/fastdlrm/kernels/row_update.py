@@ -1,32 +1,136 @@
-"""Optimizer updates in place, of the rows of a `RowGradient` alone: no other row or state moves.
+"""Optimizer updates in place, of the rows that a batch read: no other row or state moves.
 
-Shapes: R rows of all tables together, D embedding dim, U rows of the gradient.
+`update_rows_` is the operator: from the gradients of bags straight to updated rows. The functions
+below it are the rules it applies, each on a `RowGradient`.
+
+Shapes: R rows of all tables together, D embedding dim, L ids in the batch, U different rows.
 """
 
 import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdlrm.kernels.row_gradient import RowGradient
+from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient
+from fastdlrm.kernels.step_scalars import StepScalars
+
+RuleName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
+
+
+class UpdateRule(NamedTuple):
+    """Which optimizer, and the numbers that stay the same at every step.
+
+    Attributes:
+        name: Of the rule.
+        eps: Keeps the denominator from zero (not sgd).
+        l2: Adds l2 * row to the gradient of each row.
+        betas: Of adam.
+    """
+
+    name: RuleName
+    eps: float = 1e-8
+    l2: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def zero_state(self, weight: Tensor) -> dict[str, Tensor]:
+        """The rule's state before the first step, by name; the first dimension of each is R.
+
+        float32 for tables of 16 bits too.
+        """
+        full, by_row = tuple(weight.shape), (weight.shape[0],)
+        kinds: dict[RuleName, dict[str, tuple[int, ...]]] = {
+            "sgd": {},
+            "adagrad": {"square_sum": full},
+            "rowwise_adagrad": {"square_sum": by_row},
+            "adam": {"first": full, "second": full},
+        }
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return {
+            name: torch.zeros(shape, dtype=dtype, device=weight.device)
+            for name, shape in kinds[self.name].items()
+        }
 
 
 @torch.no_grad()
-def sgd_update_(weight: Tensor, gradient: RowGradient, *, learning_rate: float) -> None:
+def update_rows_(
+    weight: Tensor,
+    state: dict[str, Tensor],
+    grad_pooled: Tensor,
+    order: RowOrder,
+    rule: UpdateRule,
+    scalars: Tensor,
+) -> None:
+    """Sum the gradient of each row that a batch read, and apply the rule to it.
+
+    Args:
+        weight: Shape (R, D).
+        state: As `rule.zero_state` made it.
+        grad_pooled: Gradient of each bag, shape (num_bags, D).
+        order: The batch's ids.
+        rule: Optimizer.
+        scalars: Of this step, `StepScalars.tensor`.
+    """
+    apply_rule_(weight, state, row_gradient(grad_pooled, order), rule, scalars)
+
+
+@torch.no_grad()
+def apply_rule_(
+    weight: Tensor,
+    state: dict[str, Tensor],
+    gradient: RowGradient,
+    rule: UpdateRule,
+    scalars: Tensor,
+) -> None:
+    """Apply the rule to a gradient that is summed already.
+
+    Args:
+        weight: Shape (R, D).
+        state: As `rule.zero_state` made it.
+        gradient: Of `weight`.
+        rule: Optimizer.
+        scalars: Of this step, `StepScalars.tensor`.
+    """
+    rows, values = gradient
+    now = StepScalars(*scalars.tolist())
+    if now.gradient_scale != 1:
+        values = values * now.gradient_scale
+    if rule.l2:
+        values = values.add(_read_rows(weight, rows), alpha=rule.l2)
+    gradient = RowGradient(rows, values)
+    if rule.name == "sgd":
+        sgd_update_(weight, gradient, now)
+    elif rule.name == "adagrad":
+        adagrad_update_(weight, state["square_sum"], gradient, now, eps=rule.eps)
+    elif rule.name == "rowwise_adagrad":
+        rowwise_adagrad_update_(weight, state["square_sum"], gradient, now, eps=rule.eps)
+    else:
+        first, second = state["first"], state["second"]
+        adam_update_(weight, first, second, gradient, now, eps=rule.eps, betas=rule.betas)
+
+
+@torch.no_grad()
+def sgd_update_(weight: Tensor, gradient: RowGradient, now: StepScalars) -> None:
     """w -= lr g.
 
     Args:
         weight: Shape (R, D).
         gradient: Of `weight`.
-        learning_rate: lr.
+        now: This step's numbers; lr among them.
     """
     rows, values = gradient
-    weight.index_copy_(0, rows, weight.index_select(0, rows).add_(values, alpha=-learning_rate))
+    moved = _read_rows(weight, rows).add_(values, alpha=-now.learning_rate)
+    write_rows_(weight, rows, moved, int(now.rounding_seed))
 
 
 @torch.no_grad()
 def adagrad_update_(
-    weight: Tensor, square_sum: Tensor, gradient: RowGradient, *, learning_rate: float, eps: float
+    weight: Tensor,
+    square_sum: Tensor,
+    gradient: RowGradient,
+    now: StepScalars,
+    *,
+    eps: float,
 ) -> None:
     """s += g^2; w -= lr g / (sqrt(s) + eps), number by number.
 
@@ -34,7 +138,7 @@ def adagrad_update_(
         weight: Shape (R, D).
         square_sum: s, shape (R, D).
         gradient: Of `weight`.
-        learning_rate: lr.
+        now: This step's numbers; lr among them.
         eps: Keeps the denominator from zero.
 
     Source: Duchi et al. 2011, JMLR 12.
@@ -42,12 +146,19 @@ def adagrad_update_(
     rows, values = gradient
     new_sum = square_sum.index_select(0, rows).addcmul_(values, values)
     square_sum.index_copy_(0, rows, new_sum)
-    _descend(weight, rows, values, new_sum.sqrt_().add_(eps), learning_rate)
+    moved = _read_rows(weight, rows)
+    moved.addcdiv_(values, new_sum.sqrt_().add_(eps), value=-now.learning_rate)
+    write_rows_(weight, rows, moved, int(now.rounding_seed))
 
 
 @torch.no_grad()
 def rowwise_adagrad_update_(
-    weight: Tensor, square_sum: Tensor, gradient: RowGradient, *, learning_rate: float, eps: float
+    weight: Tensor,
+    square_sum: Tensor,
+    gradient: RowGradient,
+    now: StepScalars,
+    *,
+    eps: float,
 ) -> None:
     """s += mean of g^2 over D; w -= lr g / (sqrt(s) + eps), with one s a row.
 
@@ -55,7 +166,7 @@ def rowwise_adagrad_update_(
         weight: Shape (R, D).
         square_sum: s, shape (R,).
         gradient: Of `weight`.
-        learning_rate: lr.
+        now: This step's numbers; lr among them.
         eps: Keeps the denominator from zero.
 
     Source: the row-wise sparse Adagrad of the DLRM reference implementation.
@@ -63,7 +174,9 @@ def rowwise_adagrad_update_(
     rows, values = gradient
     new_sum = square_sum.index_select(0, rows).add_(values.square().mean(1))
     square_sum.index_copy_(0, rows, new_sum)
-    _descend(weight, rows, values, new_sum.sqrt_().add_(eps).unsqueeze(1), learning_rate)
+    moved = _read_rows(weight, rows)
+    moved.addcdiv_(values, new_sum.sqrt_().add_(eps).unsqueeze(1), value=-now.learning_rate)
+    write_rows_(weight, rows, moved, int(now.rounding_seed))
 
 
 @torch.no_grad()
@@ -72,9 +185,8 @@ def adam_update_(
     first: Tensor,
     second: Tensor,
     gradient: RowGradient,
+    now: StepScalars,
     *,
-    step: int,
-    learning_rate: float,
     eps: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> None:
@@ -88,8 +200,7 @@ def adam_update_(
         first: m, shape (R, D).
         second: v, shape (R, D).
         gradient: Of `weight`.
-        step: t, from 1.
-        learning_rate: lr.
+        now: This step's numbers; lr among them.
         eps: Keeps the denominator from zero.
         betas: b1 and b2.
 
@@ -101,13 +212,51 @@ def adam_update_(
     first.index_copy_(0, rows, new_first)
     new_second = second.index_select(0, rows).mul_(b2).addcmul_(values, values, value=1 - b2)
     second.index_copy_(0, rows, new_second)
-    denominator = new_second.sqrt_().div_(math.sqrt(1 - b2**step)).add_(eps)
-    _descend(weight, rows, new_first, denominator, learning_rate / (1 - b1**step))
+    denominator = new_second.sqrt_().div_(math.sqrt(now.second_correction)).add_(eps)
+    moved = _read_rows(weight, rows)
+    moved.addcdiv_(new_first, denominator, value=-now.learning_rate / now.first_correction)
+    write_rows_(weight, rows, moved, int(now.rounding_seed))
 
 
-def _descend(
-    weight: Tensor, rows: Tensor, direction: Tensor, denominator: Tensor, learning_rate: float
-) -> None:
-    """w -= lr direction / denominator, on `rows`."""
-    moved = weight.index_select(0, rows).addcdiv_(direction, denominator, value=-learning_rate)
-    weight.index_copy_(0, rows, moved)
+@torch.no_grad()
+def write_rows_(weight: Tensor, rows: Tensor, values: Tensor, rounding_seed: int = 0) -> None:
+    """Write rows; to bf16 they are rounded up or down by chance, right on average.
+
+    A step is often smaller than half the distance to the next bf16 number; rounding to the nearest
+    would lose it every time. The chance is a hash of (seed, row, column): the same on every device
+    and at every run.
+
+    Args:
+        weight: Shape (R, D).
+        rows: Each once, shape (U,), int64.
+        values: Shape (U, D), float32, or `weight`'s type.
+        rounding_seed: Another one each step.
+    """
+    if weight.dtype == torch.bfloat16:
+        values = _round_stochastically(values, rows, rounding_seed)
+    weight.index_copy_(0, rows, values.to(weight.dtype))
+
+
+def _read_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """A copy of rows, in float32 at least."""
+    return weight.index_select(0, rows).to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _round_stochastically(values: Tensor, rows: Tensor, seed: int) -> Tensor:
+    """Add a number below one unit of the last bf16 place, then cut: exact for `.bfloat16()`."""
+    dim = values.shape[1]
+    places = rows.unsqueeze(1) * dim + torch.arange(dim, device=rows.device)
+    noise = hash32(hash32(places & 0xFFFFFFFF) ^ (seed & 0xFFFFFFFF)) & 0xFFFF
+    bits = values.contiguous().view(torch.int32).long() + noise
+    cut = (bits & ~0xFFFF).to(torch.int32)
+    return cut.view(torch.float32)
+
+
+def hash32(x: Tensor) -> Tensor:
+    """Mix 32 bits, held in int64, well enough for rounding.
+
+    Source: the finaliser of MurmurHash3, Austin Appleby, public domain.
+    """
+    x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ (x >> 16)

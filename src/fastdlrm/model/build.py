@@ -5,13 +5,20 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
+from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
 
 
-def build_dlrm(config: ModelConfig, schema: Schema, encoding: Encoding, seed: int) -> DLRM:
+def build_dlrm(
+    config: ModelConfig,
+    schema: Schema,
+    encoding: Encoding,
+    seed: int,
+    table_dtype: torch.dtype = torch.float32,
+) -> DLRM:
     """Make a model on the CPU; the tables are drawn first, then the bottom and the top MLP.
 
     Args:
@@ -19,6 +26,7 @@ def build_dlrm(config: ModelConfig, schema: Schema, encoding: Encoding, seed: in
         schema: Its features.
         encoding: Sizes of its tables.
         seed: Of all weights; the global random state is left alone.
+        table_dtype: Of the tables' rows.
 
     Raises:
         ConfigError: The config does not fit the schema.
@@ -32,6 +40,7 @@ def build_dlrm(config: ModelConfig, schema: Schema, encoding: Encoding, seed: in
         [feature.table for feature in schema.sparse],
         embedding_dim=config.embedding_dim,
         pooling=config.pooling,
+        dtype=table_dtype,
     )
     tables.initialise(config.init, generator, config.embedding_std)
     bottom_mlp = None
@@ -70,8 +79,9 @@ def interaction_width(config: ModelConfig, num_vectors: int, *, has_dense: bool)
     """
     if config.interaction == "cat":
         return num_vectors * config.embedding_dim
-    pairs = num_vectors * (num_vectors + (1 if config.include_diagonal else -1)) // 2
-    return pairs + (config.embedding_dim if has_dense else 0)
+    return dot_interaction_width(
+        num_vectors - has_dense, config.embedding_dim, has_dense, config.include_diagonal
+    )
 
 
 def _check(config: ModelConfig, num_dense: int, num_vectors: int) -> None:

@@ -48,7 +48,7 @@ class DLRM(nn.Module):
         Returns:
             Logits, shape (B,).
         """
-        return self.head(dense, self.tables(sparse))
+        return self.head(dense, self.tables(sparse, dense.dtype))
 
     def head(self, dense: Tensor, pooled: Tensor) -> Tensor:
         """Everything after the lookup; the step trains the tables by the gradient of `pooled`.
@@ -63,6 +63,8 @@ class DLRM(nn.Module):
         vector = None if self.bottom_mlp is None else self.bottom_mlp(dense)
         if not pooled.shape[1]:  # a batch without sparse features does not know its B
             pooled = pooled.new_empty(len(dense), 0, pooled.shape[2])
+        if vector is not None:
+            pooled = pooled.to(vector.dtype)
         if self.interaction == "dot":
             joined = dot_interaction(vector, pooled, self.include_diagonal)
         else:
@@ -70,9 +72,9 @@ class DLRM(nn.Module):
         logits: Tensor = self.top_mlp(joined)
         return logits.squeeze(1)
 
-    def dense_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the MLPs: all that the dense optimizer trains."""
-        return [p for name, p in self.named_parameters() if not name.startswith("tables.")]
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the MLPs by name: all that the dense optimizer trains."""
+        return {n: p for n, p in self.named_parameters() if not n.startswith("tables.")}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Live tensors by name, each table on its own: what a checkpoint keeps of the model.

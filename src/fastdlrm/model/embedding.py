@@ -25,7 +25,7 @@ class EmbeddingTables(nn.Module):
     """T tables of one embedding dim; several features may share a table.
 
     Attributes:
-        weight: All tables, shape (R, D), float32; uninitialised until `initialise`.
+        weight: All tables, shape (R, D); uninitialised until `initialise`.
         num_embeddings: Rows by table, in stack order.
         pooling: How the rows of a bag become one vector.
     """
@@ -39,6 +39,7 @@ class EmbeddingTables(nn.Module):
         *,
         embedding_dim: int,
         pooling: Pooling = "sum",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Allocate the stack.
 
@@ -47,6 +48,7 @@ class EmbeddingTables(nn.Module):
             feature_tables: The table of each sparse feature, in the batch's order.
             embedding_dim: D.
             pooling: How the rows of a bag become one vector.
+            dtype: Of the rows.
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
@@ -54,7 +56,7 @@ class EmbeddingTables(nn.Module):
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         num_rows = sum(self.num_embeddings.values())
-        self.weight = nn.Parameter(torch.empty(num_rows, embedding_dim))
+        self.weight = nn.Parameter(torch.empty(num_rows, embedding_dim, dtype=dtype))
         starts = torch.tensor(
             [self._starts[table] for table in feature_tables],
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
@@ -96,8 +98,12 @@ class EmbeddingTables(nn.Module):
         ids_of_feature = sparse.lengths.view(F, B).sum(1)
         return ids + self.feature_starts.repeat_interleave(ids_of_feature, output_size=len(ids))
 
-    def forward(self, sparse: SparseBatch) -> Tensor:
+    def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.
+
+        Args:
+            sparse: F features of B samples.
+            dtype: Of the result; None: the tables'.
 
         Returns:
             Shape (B, F, D), a view of (F, B, D): reading feature by feature keeps a small table in
@@ -106,6 +112,6 @@ class EmbeddingTables(nn.Module):
         F, B = len(self.feature_starts), sparse.num_samples
         offsets = None if sparse.lengths is None else sparse.offsets()
         pooled = pooled_lookup(
-            self.weight, self.rows(sparse), offsets, sparse.weights, self.pooling
+            self.weight, self.rows(sparse), offsets, sparse.weights, self.pooling, dtype
         )
         return pooled.view(F, B, self.weight.shape[1]).transpose(0, 1)

@@ -95,6 +95,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Steps between training records."""
     shuffle_block_rows: int = 1
     """Rows that stay together when an epoch's order is drawn. More: faster reads from disk."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the MLPs' and the interaction's products. tf32 (on a GPU) and bf16: faster, coarser; the
+    parameters and their optimizer stay in fp32."""
+    table_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the tables' rows; 16 bits halve their memory, bf16 is rounded stochastically."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastdlrm import __version__
 from fastdlrm.checkpoint import store
 from fastdlrm.config import from_tree, to_tree
@@ -30,6 +32,8 @@ from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.recipe import Recipe
+
+TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 MAY_CHANGE = {
     "num_epochs",
@@ -171,6 +175,17 @@ class Run:
             f"{self.folder}: no checkpoint {name!r}; best, last or one of {steps} is allowed"
         )
 
+    def build_model(self) -> DLRM:
+        """The model as it is before the first step, on the CPU."""
+        recipe, manifest = self.recipe, self.manifest
+        return build_dlrm(
+            recipe.model,
+            manifest.schema,
+            manifest.encoding,
+            recipe.seed,
+            table_dtype=TABLE_DTYPES[recipe.train.table_dtype],
+        )
+
     def load_model(self, checkpoint: str = "best") -> DLRM:
         """The model with the weights of a checkpoint, on the CPU, in evaluation mode.
 
@@ -178,9 +193,7 @@ class Run:
             CheckpointError: There is no such checkpoint, or it is damaged.
         """
         folder = self.checkpoint_folder(checkpoint)
-        model = build_dlrm(
-            self.recipe.model, self.manifest.schema, self.manifest.encoding, self.recipe.seed
-        )
+        model = self.build_model()
         tensors = store.load(folder, groups=("model",)).tensors["model"]
         store.copy_into(model.state_tensors(), tensors, str(folder))
         return model.eval()

@@ -9,12 +9,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fastdlrm.batch import Batch
+from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.kernels.logit_loss import LossRule
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.config import TrainConfig
+from fastdlrm.train.dense_optimizer import DenseOptimizer
+from fastdlrm.train.head import AutogradHead, FusedHead, Head, why_not_fused
 from fastdlrm.train.loss import loss_function
-from fastdlrm.train.optim import SparseOptimizer, build_dense_optimizer
 from fastdlrm.train.schedule import learning_rate
+from fastdlrm.train.sparse_optimizer import SparseOptimizer
+
+GPU_WIDTH_MULTIPLE = 8
+"""Widths of matrices on a GPU: 16 bytes of bf16, what its fast matrix products ask for."""
 
 
 class TrainStep:
@@ -28,12 +34,24 @@ class TrainStep:
 
     def __init__(self, model: DLRM, config: TrainConfig) -> None:
         self.model = model
-        self.dense_optimizer = build_dense_optimizer(
-            config.dense_optimizer, model.dense_parameters()
+        self._config = config
+        self._device = model.tables.weight.device
+        compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        unfused = why_not_fused(model)
+        self.dense_optimizer = DenseOptimizer(
+            config.dense_optimizer,
+            model.dense_parameters(),
+            compute_dtype=torch.float32 if unfused else compute_dtype,
+            width_multiple=1 if self._device.type == "cpu" else GPU_WIDTH_MULTIPLE,
         )
         self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
-        self._config = config
-        self._loss = loss_function(config.loss, config.class_weights)
+        self._head: Head
+        if unfused:
+            loss = loss_function(config.loss, config.class_weights)
+            self._head = AutogradHead(model, loss, self.dense_optimizer, compute_dtype)
+        else:
+            rule = LossRule(config.loss, *config.class_weights)
+            self._head = FusedHead(model, rule, self.dense_optimizer)
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Take one step.
@@ -45,40 +63,28 @@ class TrainStep:
         Returns:
             The batch's mean loss, a scalar on the device, detached.
         """
-        self.dense_optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=batch.labels.device)
-        for micro in _micro_batches(batch, self._config.gradient_accumulation_steps):
-            loss += self._backward(micro, batch.num_samples)
-        config = self._config
-        for group in self.dense_optimizer.param_groups:
-            group["lr"] = learning_rate(config.schedule, config.dense_optimizer.learning_rate, step)
-        clip = self._clip() if config.gradient_clip_norm else 1.0
-        self.dense_optimizer.step()
+        config, num_samples = self._config, batch.num_samples
+        loss = torch.zeros((), device=self._device)
+        for k, micro in enumerate(_micro_batches(batch, config.gradient_accumulation_steps)):
+
+            def take(grad: Tensor, sparse: SparseBatch = micro.sparse) -> None:
+                self.sparse_optimizer.accumulate(sparse, grad)
+
+            loss += self._head(micro, num_samples, take, accumulate=k > 0)
+        scale = self._clip() if config.gradient_clip_norm else 1.0
+        schedule = config.schedule
+        self.dense_optimizer.step(
+            learning_rate(schedule, config.dense_optimizer.learning_rate, step), scale
+        )
         self.sparse_optimizer.step(
-            learning_rate(config.schedule, config.sparse_optimizer.learning_rate, step), clip
+            learning_rate(schedule, config.sparse_optimizer.learning_rate, step), scale
         )
         return loss
 
-    def _backward(self, batch: Batch, num_samples: int) -> Tensor:
-        """Add a micro-batch's share of the gradients; return its share of the mean loss."""
-        with torch.no_grad():
-            pooled = self.model.tables(batch.sparse)
-        pooled.requires_grad_()
-        logits = self.model.head(batch.dense, pooled)
-        loss = self._loss(logits, batch.labels, num_samples)
-        loss.backward()
-        if pooled.grad is not None:
-            self.sparse_optimizer.accumulate(batch.sparse, pooled.grad)
-        return loss.detach()
-
-    def _clip(self) -> float | Tensor:
-        """Scale all gradients to the largest norm allowed; returns the factor for the tables."""
-        grads = [p.grad for p in self.model.dense_parameters() if p.grad is not None]
-        squares = self.sparse_optimizer.squared_norm()
-        squares = squares + sum(g.square().sum() for g in grads)
-        scale = (self._config.gradient_clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, scale)
-        return scale
+    def _clip(self) -> Tensor:
+        """The factor that scales all gradients together to the largest norm allowed."""
+        squares = self.sparse_optimizer.squared_norm() + self.dense_optimizer.squared_norm()
+        return (self._config.gradient_clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
 
 
 def _micro_batches(batch: Batch, count: int) -> list[Batch]:

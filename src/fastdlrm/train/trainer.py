@@ -19,11 +19,11 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
-from fastdlrm.model.build import build_dlrm
 from fastdlrm.train.config import Metric
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
+from fastdlrm.train.schedule import learning_rate
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
 
@@ -119,9 +119,7 @@ class Trainer:
             pin=self._device.type == "cuda",
         )
         torch.manual_seed(run.recipe.seed)
-        recipe, manifest = run.recipe, run.manifest
-        model = build_dlrm(recipe.model, manifest.schema, manifest.encoding, recipe.seed)
-        self._step = TrainStep(model.to(self._device).train(), self._config)
+        self._step = TrainStep(run.build_model().to(self._device).train(), self._config)
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
@@ -215,11 +213,13 @@ class Trainer:
                 f"training loss is NaN at step {state.step}; lower the learning rates or set "
                 "train.gradient_clip_norm"
             )
-        rates = self._step.dense_optimizer.param_groups[0]["lr"]
+        config = self._config
+        base = config.dense_optimizer.learning_rate
+        rate = learning_rate(config.schedule, base, state.step - 1)
         self._records.add(
             state.step,
             "train",
-            {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rates},
+            {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rate},
             {
                 "samples_per_s": self._clock.samples_per_s,
                 "data_wait_share": self._clock.data_wait_share,
@@ -277,7 +277,7 @@ class Trainer:
         return {
             "model": self._step.model.state_tensors(),
             "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
-            "dense_optimizer": _dense_state(self._step.dense_optimizer),
+            "dense_optimizer": self._step.dense_optimizer.state_tensors(),
             "loop": {
                 "window_loss": self._window_loss,
                 **{f"random.{k}": v for k, v in random.items()},
@@ -294,8 +294,9 @@ class Trainer:
         groups = checkpoint.tensors
         where = str(folder)
         store.copy_into(self._step.model.state_tensors(), groups["model"], f"{where}/model")
-        self._step.sparse_optimizer.load_state_tensors(groups.get("sparse_optimizer", {}))
-        _load_dense_state(self._step.dense_optimizer, groups.get("dense_optimizer", {}))
+        self._step.sparse_optimizer.load_state_tensors(groups["sparse_optimizer"])
+        self._step.dense_optimizer.load_state_tensors(groups["dense_optimizer"])
+        self._step.dense_optimizer.refresh()
         self._window_loss.copy_(groups["loop"]["window_loss"])
         torch.set_rng_state(groups["loop"]["random.cpu"])
         if self._device.type == "cuda" and "random.cuda" in groups["loop"]:
@@ -347,22 +348,3 @@ def _is_better(metric: Metric, value: float, best: float | None) -> bool:
     if best is None:
         return True
     return value < best if metric in LOWER_IS_BETTER else value > best
-
-
-def _dense_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's tensors, named "{parameter}.{state}"."""
-    return {
-        f"{parameter}.{name}": value
-        for parameter, named in optimizer.state_dict()["state"].items()
-        for name, value in named.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load_dense_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    tree: dict[str, Any] = optimizer.state_dict()
-    tree["state"] = {}
-    for key, value in tensors.items():
-        parameter, name = key.split(".")
-        tree["state"].setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict(tree)

@@ -14,8 +14,10 @@ from fastdlrm.kernels.row_update import (
     rowwise_adagrad_update_,
     sgd_update_,
 )
+from fastdlrm.kernels.step_scalars import StepScalars
 
 ALL_ROWS = torch.arange(6)
+BETAS = (0.9, 0.999)
 
 
 def gradients(steps: int, rows: Tensor) -> list[RowGradient]:
@@ -45,7 +47,7 @@ def test_sgd_is_torch_sgd() -> None:
     start, grads = torch.randn(6, 3), gradients(3, torch.tensor([0, 4]))
     weight = start.clone()
     for gradient in grads:
-        sgd_update_(weight, gradient, learning_rate=0.1)
+        sgd_update_(weight, gradient, StepScalars(0.1))
     expected = trained_by_torch(lambda p: torch.optim.SGD(p, lr=0.1), start, grads)
     torch.testing.assert_close(weight, expected)
 
@@ -54,7 +56,7 @@ def test_adagrad_is_torch_adagrad() -> None:
     start, grads = torch.randn(6, 3), gradients(3, torch.tensor([1, 2, 5]))
     weight, square_sum = start.clone(), torch.zeros(6, 3)
     for gradient in grads:
-        adagrad_update_(weight, square_sum, gradient, learning_rate=0.1, eps=1e-8)
+        adagrad_update_(weight, square_sum, gradient, StepScalars(0.1), eps=1e-8)
     expected = trained_by_torch(lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-8), start, grads)
     torch.testing.assert_close(weight, expected)
 
@@ -64,7 +66,7 @@ def test_rowwise_adagrad_by_hand() -> None:
     rows = torch.tensor([1])
     # s = 9 + (3^2 + 4^2 + ...) / D = 9 + (3.0^2 + 5.0^2) / 2 = 9 + 17 = 26
     gradient = RowGradient(rows, torch.tensor([[3.0, 5.0]]))
-    rowwise_adagrad_update_(weight, square_sum, gradient, learning_rate=0.5, eps=0.25)
+    rowwise_adagrad_update_(weight, square_sum, gradient, StepScalars(0.5), eps=0.25)
     assert square_sum.tolist() == [0.0, 26.0]
     denominator = math.sqrt(26) + 0.25  # eps outside the root
     expected = [[1.0, 1.0], [2 - 0.5 * 3 / denominator, 2 - 0.5 * 5 / denominator]]
@@ -75,7 +77,8 @@ def test_adam_is_torch_adam_where_every_row_is_in_every_batch() -> None:
     start, grads = torch.randn(6, 3), gradients(4, ALL_ROWS)
     weight, first, second = start.clone(), torch.zeros(6, 3), torch.zeros(6, 3)
     for step, gradient in enumerate(grads, 1):
-        adam_update_(weight, first, second, gradient, step=step, learning_rate=0.1, eps=1e-3)
+        now = StepScalars.of_step(0.1, step, BETAS)
+        adam_update_(weight, first, second, gradient, now, eps=1e-3)
     expected = trained_by_torch(lambda p: torch.optim.Adam(p, lr=0.1, eps=1e-3), start, grads)
     torch.testing.assert_close(weight, expected)
 
@@ -89,7 +92,8 @@ def test_adam_is_torch_sparse_adam_where_rows_come_and_go() -> None:
     ]
     weight, first, second = start.clone(), torch.zeros(6, 3), torch.zeros(6, 3)
     for step, gradient in enumerate(grads, 1):
-        adam_update_(weight, first, second, gradient, step=step, learning_rate=0.1, eps=1e-20)
+        now = StepScalars.of_step(0.1, step, BETAS)
+        adam_update_(weight, first, second, gradient, now, eps=1e-20)
     expected = trained_by_torch(
         lambda p: torch.optim.SparseAdam(p, lr=0.1, eps=1e-20), start, grads, is_sparse=True
     )
@@ -98,13 +102,13 @@ def test_adam_is_torch_sparse_adam_where_rows_come_and_go() -> None:
 
 def update(name: str, weight: Tensor, state: list[Tensor], gradient: RowGradient) -> None:
     if name == "sgd":
-        sgd_update_(weight, gradient, learning_rate=0.1)
+        sgd_update_(weight, gradient, StepScalars(0.1))
     elif name == "adagrad":
-        adagrad_update_(weight, state[0], gradient, learning_rate=0.1, eps=1e-8)
+        adagrad_update_(weight, state[0], gradient, StepScalars(0.1), eps=1e-8)
     elif name == "rowwise_adagrad":
-        rowwise_adagrad_update_(weight, state[0], gradient, learning_rate=0.1, eps=1e-8)
+        rowwise_adagrad_update_(weight, state[0], gradient, StepScalars(0.1), eps=1e-8)
     else:
-        adam_update_(weight, *state, gradient, step=3, learning_rate=0.1, eps=1e-8)
+        adam_update_(weight, *state, gradient, StepScalars.of_step(0.1, 3, BETAS), eps=1e-8)
 
 
 SHAPES: dict[str, list[tuple[int, ...]]] = {

@@ -119,7 +119,7 @@ def test_model_without_sparse_features() -> None:
 def test_dense_parameters_are_all_but_the_tables() -> None:
     model = make_model("dot")
     tables = {id(p) for p in model.tables.parameters()}
-    dense = {id(p) for p in model.dense_parameters()}
+    dense = {id(p) for p in model.dense_parameters().values()}
     assert dense == {id(p) for p in model.parameters()} - tables
     assert len(dense) == 8  # two layers a MLP, weight and bias each
 

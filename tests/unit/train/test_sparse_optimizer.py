@@ -1,4 +1,4 @@
-"""Optimizers against torch.optim and by hand; accumulation, clipping, state by name."""
+"""The tables' optimizer against torch.optim and by hand; accumulation, clipping, state."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.errors import CheckpointError
@@ -14,8 +14,9 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import DenseOptimizerConfig, SparseOptimizerConfig
+from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.loss import bce
-from fastdlrm.train.optim import SparseOptimizer, build_dense_optimizer
+from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
 DIM = 4
 SPARSE_NAMES = ["sgd", "adagrad", "rowwise_adagrad", "adam"]
@@ -53,34 +54,6 @@ def table_gradient(tables: EmbeddingTables, batch: Batch, upstream: Tensor) -> T
     """The dense gradient of the stack, by autograd."""
     (grad,) = torch.autograd.grad(tables(batch.sparse), tables.weight, upstream)
     return grad
-
-
-# The dense optimizer
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        # w = 2, g = 0.5, lr = 0.1, weight decay 0.2: gradient 0.5 + 0.2 * 2 = 0.9
-        ("sgd", 2 - 0.1 * 0.9),
-        # the sum of squares is 0.81: 0.1 * 0.9 / (0.9 + 0.1)
-        ("adagrad", 2 - 0.1 * 0.9 / (0.9 + 0.1)),
-        # first step, bias corrected: m' = g, v' = g^2
-        ("adam", 2 - 0.1 * 0.9 / (0.9 + 0.1)),
-        # decay apart: 2 * (1 - 0.1 * 0.2), then the step with g alone
-        ("adamw", 2 * 0.98 - 0.1 * 0.5 / (0.5 + 0.1)),
-    ],
-)
-def test_first_step_of_a_dense_optimizer(name: str, expected: float) -> None:
-    parameter = nn.Parameter(torch.tensor([2.0]))
-    config = DenseOptimizerConfig(name=name, learning_rate=0.1, eps=0.1, weight_decay=0.2)
-    optimizer = build_dense_optimizer(config, [parameter])
-    parameter.grad = torch.tensor([0.5])
-    optimizer.step()
-    assert parameter.item() == pytest.approx(expected)
-
-
-# The sparse optimizer
 
 
 @pytest.mark.parametrize("layout", ["single", "bags", "weighted"])
@@ -155,43 +128,6 @@ def test_only_rows_of_the_batch_move(name: str, l2: float) -> None:
                 changed = (state.reshape(len(state), -1) != 0).any(1).nonzero().view(-1)
                 expected = {row - start for row in read if 0 <= row - start < len(state)}
                 assert set(changed.tolist()) == expected
-
-
-@pytest.mark.parametrize("dense_name", ["sgd", "adagrad", "adam", "adamw"])
-@pytest.mark.parametrize("sparse_name", SPARSE_NAMES)
-def test_w7_micro_batches_are_the_whole_batch(sparse_name: str, dense_name: str) -> None:
-    """W7: the reference zeroes the gradients before the last backward of an accumulation."""
-    results = [train(sparse_name, dense_name, edges) for edges in ([0, 12], [0, 4, 5, 12])]
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
-
-
-def train(sparse_name: str, dense_name: str, edges: list[int]) -> list[Tensor]:
-    """Parameters after two steps of 12 samples, cut into micro-batches at `edges`."""
-    generator = torch.Generator().manual_seed(0)
-    bottom = build_mlp(2, [DIM], generator=generator)
-    top = build_mlp(DIM + 6, [5], out_features=1, generator=generator)
-    model = DLRM(make_tables(), bottom, top)
-    # A large eps: first steps of Adagrad and Adam are sign(g), which magnifies rounding near 0.
-    dense_optimizer = build_dense_optimizer(
-        DenseOptimizerConfig(name=dense_name, learning_rate=0.1, eps=1e-2),
-        model.dense_parameters(),
-    )
-    sparse_optimizer = SparseOptimizer(sparse_config(sparse_name, eps=1e-2), model.tables)
-    for seed in range(2):
-        batch = make_batch(12, "weighted", seed)
-        dense_optimizer.zero_grad()
-        for start, stop in pairwise(edges):
-            micro = batch.slice(start, stop)
-            with torch.no_grad():
-                pooled = model.tables(micro.sparse)
-            pooled.requires_grad_()
-            bce(model.head(micro.dense, pooled), micro.labels, 12).backward()
-            assert pooled.grad is not None
-            sparse_optimizer.accumulate(micro.sparse, pooled.grad)
-        dense_optimizer.step()
-        sparse_optimizer.step(0.1)
-    return [p.detach() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("layout", ["single", "bags", "weighted"])
@@ -305,17 +241,38 @@ def test_gpu_agrees_with_the_cpu(name: str, layout: str) -> None:
     torch.testing.assert_close(*weights)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam", "adamw"])
-def test_gpu_dense_optimizer_agrees_with_the_cpu(name: str) -> None:
-    results = []
-    for device in ("cpu", "cuda"):
-        parameter = nn.Parameter(torch.tensor([2.0, -1.0], device=device))
-        config = DenseOptimizerConfig(name=name, learning_rate=0.1, eps=0.1, weight_decay=0.2)
-        optimizer = build_dense_optimizer(config, [parameter])
-        for _ in range(3):
-            parameter.grad = torch.tensor([0.5, 3.0], device=device)
-            optimizer.step()
-        results.append(parameter.detach().cpu())
-    torch.testing.assert_close(*results)
+@pytest.mark.parametrize("dense_name", ["sgd", "adagrad", "adam", "adamw"])
+@pytest.mark.parametrize("sparse_name", SPARSE_NAMES)
+def test_micro_batches_are_the_whole_batch(sparse_name: str, dense_name: str) -> None:
+    """The reference zeroes the gradients before the last backward of an accumulation."""
+    results = [train(sparse_name, dense_name, edges) for edges in ([0, 12], [0, 4, 5, 12])]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+
+
+def train(sparse_name: str, dense_name: str, edges: list[int]) -> list[Tensor]:
+    """Parameters after two steps of 12 samples, cut into micro-batches at `edges`."""
+    generator = torch.Generator().manual_seed(0)
+    bottom = build_mlp(2, [DIM], generator=generator)
+    top = build_mlp(DIM + 6, [5], out_features=1, generator=generator)
+    model = DLRM(make_tables(), bottom, top)
+    # A large eps: first steps of Adagrad and Adam are sign(g), which magnifies rounding near 0.
+    dense_optimizer = DenseOptimizer(
+        DenseOptimizerConfig(name=dense_name, learning_rate=0.1, eps=1e-2),
+        model.dense_parameters(),
+    )
+    sparse_optimizer = SparseOptimizer(sparse_config(sparse_name, eps=1e-2), model.tables)
+    for seed in range(2):
+        batch = make_batch(12, "weighted", seed)
+        dense_optimizer.zero_grad()
+        for start, stop in pairwise(edges):
+            micro = batch.slice(start, stop)
+            with torch.no_grad():
+                pooled = model.tables(micro.sparse)
+            pooled.requires_grad_()
+            bce(model.head(micro.dense, pooled), micro.labels, 12).backward()
+            assert pooled.grad is not None
+            sparse_optimizer.accumulate(micro.sparse, pooled.grad)
+        dense_optimizer.step(0.1)
+        sparse_optimizer.step(0.1)
+    return [p.detach() for p in model.parameters()]

@@ -1,0 +1,59 @@
+"""Registers an operator with torch: a definition, autograd, shapes, and faster implementations.
+
+The definition, in torch's own operators, serves every device; an implementation for one device
+takes its place there. So torch's dispatcher picks, and `torch.compile` and `torch.export` see one
+node of known shape.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "fastdlrm"
+_LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+Function = Callable[..., Any]
+
+
+def define(
+    schema: str,
+    definition: Function,
+    *,
+    fake: Function | None = None,
+    backward: Function | None = None,
+    setup_context: Function | None = None,
+) -> Any:
+    """Register an operator.
+
+    Args:
+        schema: Name, arguments and results in torch's schema language.
+        definition: Computes it on any device, without autograd.
+        fake: Gives results of the right shape without computing; None: by the definition, where
+            all it does is known to torch.
+        backward: As `torch.library.register_autograd` takes it; None: not differentiable.
+        setup_context: Likewise.
+
+    Returns:
+        The operator, to be called.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake or definition, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY
+        )
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def implement(name: str, device: str, implementation: Function) -> None:
+    """Put an implementation in the place of the definition on one kind of device.
+
+    Args:
+        name: Of a defined operator.
+        device: "cpu" or "cuda".
+        implementation: Takes and returns what the definition does.
+    """
+    _LIBRARY.impl(name, implementation, device.upper())

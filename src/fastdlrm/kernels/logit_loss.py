@@ -1,0 +1,79 @@
+"""The last linear layer and the loss on its logit, with all gradients, in one pass over the batch.
+
+In float32 whatever the type of the activations: a logit in 16 bits would move probabilities.
+
+Shapes: B batch, K inputs of the layer.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdlrm.kernels.mlp import Layer
+
+Loss = Literal["bce", "weighted_bce", "mse"]
+
+
+class LossRule(NamedTuple):
+    """Which loss.
+
+    Attributes:
+        name: bce on logits; weighted_bce weighs the classes; mse on probabilities.
+        negative_weight: Weight of a sample of label 0 (weighted_bce).
+        positive_weight: Weight of a sample of label 1 (weighted_bce).
+    """
+
+    name: Loss = "bce"
+    negative_weight: float = 1.0
+    positive_weight: float = 1.0
+
+
+def logit_loss(
+    x: Tensor,
+    layer: Layer,
+    labels: Tensor,
+    rule: LossRule,
+    *,
+    normalizer: float,
+    accumulate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Loss of sigmoid(x w + b) against the labels, and its gradients.
+
+    Args:
+        x: Activations, shape (B, K).
+        layer: One output: weight of shape (1, K), float32. Its gradients are written.
+        labels: Shape (B,), float32.
+        rule: Loss.
+        normalizer: What the sum over samples is divided by.
+        accumulate: Whether to add to the layer's gradients instead.
+
+    Returns:
+        The loss, a float32 scalar, and its gradient in `x`, of `x`'s shape and type.
+    """
+    inputs = x.float()
+    logits = F.linear(inputs, layer.weight, layer.bias).squeeze(1)
+    loss, grad = _loss_and_gradient(logits, labels, rule)
+    grad_B1 = (grad / normalizer).unsqueeze(1)
+    weight_grad, bias_grad = grad_B1.t() @ inputs, grad_B1.sum(0)
+    if accumulate:
+        layer.weight_grad.add_(weight_grad)
+        layer.bias_grad.add_(bias_grad)
+    else:
+        layer.weight_grad.copy_(weight_grad)
+        layer.bias_grad.copy_(bias_grad)
+    return loss.sum() / normalizer, (grad_B1 * layer.weight).to(x.dtype)
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, rule: LossRule) -> tuple[Tensor, Tensor]:
+    """Each sample's loss, and its derivative by the logit; shape (B,) both."""
+    probabilities = torch.sigmoid(logits)
+    difference = probabilities - labels
+    if rule.name == "mse":
+        return difference.square(), 2 * difference * probabilities * (1 - probabilities)
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    if rule.name == "weighted_bce":
+        weights = rule.negative_weight + (rule.positive_weight - rule.negative_weight) * labels
+        return loss * weights, difference * weights
+    return loss, difference

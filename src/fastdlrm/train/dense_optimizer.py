@@ -1,0 +1,148 @@
+"""The MLPs' parameters in one flat tensor, and their optimizer.
+
+Invariants: every parameter is a view of `master`, its `.grad` a view of `gradient`, laid out alike,
+and the copy in the compute type too; so an update, a cast or a sum over ranks is one call.
+
+Shapes: n numbers of all parameters together, padding included.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from fastdlrm.checkpoint import store
+from fastdlrm.kernels.dense_update import DenseRule, dense_update_
+from fastdlrm.kernels.mlp import Layer
+from fastdlrm.kernels.step_scalars import StepScalars
+from fastdlrm.train.config import DenseOptimizerConfig
+
+START_NUMBERS = 64
+"""Each parameter begins at a multiple of this many numbers, for aligned access."""
+
+
+class DenseOptimizer:
+    """Moves the parameters into flat storage and trains them there.
+
+    Attributes:
+        master: All parameters, shape (n,), float32.
+        gradient: Their gradients, shape (n,), float32.
+        compute: All parameters in the compute type, shape (n,); `master` itself for float32.
+    """
+
+    def __init__(
+        self,
+        config: DenseOptimizerConfig,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        width_multiple: int = 1,
+    ) -> None:
+        """Take over the parameters.
+
+        Args:
+            config: Name and numbers.
+            parameters: By name, all on one device, float32; at least one. Their storage changes,
+                their values do not.
+            compute_dtype: Of `compute`.
+            width_multiple: Widths of layers, in and out, are padded with zeros to a multiple
+                of this; the padding stays zero as long as its gradient does.
+        """
+        self._rule = DenseRule(config.name, config.eps, config.weight_decay)
+        self._parameters = dict(parameters)
+        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        size = 0
+        for name, parameter in self._parameters.items():
+            padded = tuple(_up_to(width_multiple, extent) for extent in parameter.shape)
+            self._places[name] = (size, padded)
+            size += _up_to(START_NUMBERS, prod(padded))
+        device = next(iter(self._parameters.values())).device
+        self.master = torch.zeros(size, device=device)
+        self.gradient = torch.zeros(size, device=device)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                self._view(name, self.master).copy_(parameter)
+                parameter.data = self._view(name, self.master)
+                parameter.grad = self._view(name, self.gradient)
+        is_master = compute_dtype == torch.float32
+        self.compute = self.master if is_master else self.master.to(compute_dtype)
+        self._state = self._rule.zero_state(self.master)
+        self._num_steps = torch.zeros((), dtype=torch.int64)
+
+    def layer(self, prefix: str, *, pad_outputs: bool, master: bool = False) -> Layer:
+        """A linear layer's tensors, of the parameters `{prefix}.weight` and `{prefix}.bias`.
+
+        Args:
+            prefix: Of the layer.
+            pad_outputs: Whether the outputs are padded too; the inputs always are.
+            master: Whether weight and bias are the float32 ones.
+        """
+        outputs = self._parameters[f"{prefix}.weight"].shape[0]
+
+        def view(name: str, flat: Tensor) -> Tensor:
+            padded = self._padded(f"{prefix}.{name}", flat)
+            return padded if pad_outputs else padded[:outputs]
+
+        values = self.master if master else self.compute
+        return Layer(
+            view("weight", values),
+            view("bias", values),
+            view("weight", self.gradient),
+            view("bias", self.gradient),
+        )
+
+    def zero_grad(self) -> None:
+        """Forget the gradient, before one is accumulated by autograd."""
+        self.gradient.zero_()
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of the gradient: a scalar on the device."""
+        return self.gradient.square().sum()
+
+    def step(self, learning_rate: float, scale: float | Tensor = 1.0) -> None:
+        """Update all parameters, and their copy in the compute type; the gradient is used up.
+
+        Args:
+            learning_rate: After the schedule.
+            scale: Factor on the gradient, from clipping.
+        """
+        self._num_steps += 1
+        now = StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
+        scalars = now.tensor(self.master.device, scale)
+        dense_update_(self.master, self._state, self.gradient, self._rule, scalars)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Cast the parameters to the compute type again, after a change from outside."""
+        if self.compute is not self.master:
+            self.compute.copy_(self.master)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Live tensors by name, each parameter on its own; copying into one changes the state."""
+        named = {
+            f"{parameter}.{name}": self._view(parameter, flat)
+            for name, flat in self._state.items()
+            for parameter in self._parameters
+        }
+        return {**named, "num_steps": self._num_steps}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy what `state_tensors` gave.
+
+        Raises:
+            CheckpointError: Names or shapes are another optimizer's or model's.
+        """
+        store.copy_into(self.state_tensors(), tensors, "dense optimizer")
+
+    def _padded(self, name: str, flat: Tensor) -> Tensor:
+        start, shape = self._places[name]
+        return flat[start : start + prod(shape)].view(shape)
+
+    def _view(self, name: str, flat: Tensor) -> Tensor:
+        return self._padded(name, flat)[tuple(map(slice, self._parameters[name].shape))]
+
+
+def _up_to(multiple: int, number: int) -> int:
+    """The least multiple that is not below a number."""
+    return -(-number // multiple) * multiple

@@ -1,0 +1,117 @@
+"""The optimizer of the tables: from gradients of pooled vectors to updated rows.
+
+Invariants: it moves only the rows that a batch reads, and their state; micro-batches give exactly
+the gradient of the whole batch.
+
+Shapes: B batch, F sparse features, D embedding dim, R rows of all tables.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.checkpoint import store
+from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient, row_order
+from fastdlrm.kernels.row_update import UpdateRule, apply_rule_, update_rows_
+from fastdlrm.kernels.step_scalars import StepScalars
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.train.config import SparseOptimizerConfig
+
+
+class SparseOptimizer:
+    """Collects the gradients of pooled vectors, then updates the rows they came from.
+
+    A step is: `accumulate` for each micro-batch, `squared_norm` if gradients are clipped, `step`.
+    """
+
+    def __init__(self, config: SparseOptimizerConfig, tables: EmbeddingTables) -> None:
+        """Make the state, on the tables' device.
+
+        Args:
+            config: Name and numbers.
+            tables: What to train; they stay on their device from here on.
+        """
+        self._rule = UpdateRule(config.name, config.eps, config.l2)
+        self._tables = tables
+        self._weight = tables.weight.detach()
+        self._state = self._rule.zero_state(self._weight)
+        self._num_steps = torch.zeros((), dtype=torch.int64)
+        self._batches: list[SparseBatch] = []
+        self._grads_FBD: list[Tensor] = []
+        self._orders: list[RowOrder | None] = []
+        self._gradient: RowGradient | None = None
+
+    def order(self, sparse: SparseBatch) -> RowOrder:
+        """Sort a batch's ids by row; `accumulate` takes the result."""
+        offsets = None if sparse.lengths is None else sparse.offsets()
+        tables = self._tables
+        return row_order(tables.rows(sparse), offsets, sparse.weights, tables.pooling)
+
+    def accumulate(
+        self, sparse: SparseBatch, grad_pooled: Tensor, order: RowOrder | None = None
+    ) -> None:
+        """Add a micro-batch.
+
+        Args:
+            sparse: What was looked up.
+            grad_pooled: Gradient of the lookup's result, shape (B, F, D); not altered.
+            order: Of `sparse`, where it is at hand.
+        """
+        self._batches.append(sparse)
+        self._grads_FBD.append(grad_pooled.transpose(0, 1))
+        self._orders.append(order)
+        self._gradient = None
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of the accumulated gradient, without l2: a scalar on the device."""
+        if self._gradient is None and self._batches:
+            self._gradient = row_gradient(*self._accumulated())
+        if self._gradient is None:
+            return self._weight.new_zeros(())
+        return self._gradient.values.float().square().sum()
+
+    def step(self, learning_rate: float, scale: float | Tensor = 1.0) -> None:
+        """Update the rows of the accumulated micro-batches and forget these.
+
+        Args:
+            learning_rate: After the schedule.
+            scale: Factor on the gradient, from clipping; l2 is added afterwards.
+        """
+        self._num_steps += 1
+        if not self._batches:
+            return
+        now = StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
+        scalars = now.tensor(self._weight.device, scale)
+        if self._gradient is not None:
+            apply_rule_(self._weight, self._state, self._gradient, self._rule, scalars)
+        else:
+            update_rows_(self._weight, self._state, *self._accumulated(), self._rule, scalars)
+        self._batches, self._grads_FBD, self._orders, self._gradient = [], [], [], None
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Live tensors by name, each table on its own; copying into one changes the state."""
+        named = {
+            f"tables.{table}.{name}": self._tables.of_table(table, stacked)
+            for name, stacked in self._state.items()
+            for table in self._tables.num_embeddings
+        }
+        return {**named, "num_steps": self._num_steps}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy what `state_tensors` gave.
+
+        Raises:
+            CheckpointError: Names or shapes are another optimizer's or model's.
+        """
+        store.copy_into(self.state_tensors(), tensors, "sparse optimizer")
+
+    def _accumulated(self) -> tuple[Tensor, RowOrder]:
+        """All micro-batches as one batch: gradient of each bag, and the order of its ids."""
+        grads = self._grads_FBD
+        grad_FBD = grads[0] if len(grads) == 1 else torch.cat(grads, 1)
+        order = self._orders[0] if len(self._orders) == 1 else None
+        if order is None:
+            order = self.order(SparseBatch.concat(self._batches))
+        return grad_FBD.flatten(0, 1), order
