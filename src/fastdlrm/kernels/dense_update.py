@@ -9,7 +9,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdlrm.kernels.library import has_gpu_kernels
 from fastdlrm.kernels.step_scalars import StepScalars
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda import dense_update as gpu
 
 RuleName = Literal["sgd", "adagrad", "adam", "adamw"]
 
@@ -47,6 +51,7 @@ def dense_update_(
     gradient: Tensor,
     rule: DenseRule,
     scalars: Tensor,
+    compute: Tensor | None = None,
 ) -> None:
     """Apply a rule to all parameters; the gradient is used up.
 
@@ -59,10 +64,16 @@ def dense_update_(
         gradient: g, shape (n,); overwritten.
         rule: Optimizer.
         scalars: Of this step, `StepScalars.tensor`; lr among them.
+        compute: Shape (n,), of a type of 16 bits; the updated parameters are copied there.
 
     Source: Duchi et al. 2011, JMLR 12; Kingma and Ba 2015, arXiv:1412.6980; Loshchilov and Hutter
     2019, arXiv:1711.05101.
     """
+    if master.is_cuda and has_gpu_kernels():
+        gpu.dense_update_(
+            master, compute, list(state.values()), gradient, scalars, **rule._asdict()
+        )
+        return
     now = StepScalars(*scalars.tolist())
     if now.gradient_scale != 1:
         gradient.mul_(now.gradient_scale)
@@ -82,3 +93,5 @@ def dense_update_(
         second = state["second"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         denominator = second.sqrt().div_(math.sqrt(now.second_correction)).add_(rule.eps)
         master.addcdiv_(first, denominator, value=-now.learning_rate / now.first_correction)
+    if compute is not None:
+        compute.copy_(master)

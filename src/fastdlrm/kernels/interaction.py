@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastdlrm.kernels.library import define
+from fastdlrm.kernels.library import define, has_gpu_kernels
 
 
 def dot_interaction(
@@ -41,7 +41,12 @@ def dot_interaction(
 
 
 def dot_interaction_backward(
-    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool = False
+    grad: Tensor,
+    dense: Tensor | None,
+    pooled: Tensor,
+    include_diagonal: bool = False,
+    *,
+    relu: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of `dot_interaction`'s inputs.
 
@@ -50,11 +55,74 @@ def dot_interaction_backward(
         dense: As given to `dot_interaction`.
         pooled: Likewise.
         include_diagonal: Likewise.
+        relu: Whether `dense` came out of a ReLU whose input's gradient is asked for instead.
 
     Returns:
         Of `dense`, shape (B, D), or None; of `pooled`, shape (B, F, D), feature-major in memory.
     """
-    grad_dense, grad_pooled = _dot_interaction_backward(grad, dense, pooled, include_diagonal)
+    grad_dense, grad_pooled = _dot_interaction_backward(grad, dense, pooled, include_diagonal, relu)
+    return (None if dense is None else grad_dense), grad_pooled
+
+
+def lookup_dot_interaction(
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool = False,
+    width: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Look up single ids and join them by `dot_interaction`, in one pass where there is a kernel.
+
+    Not differentiable by itself: `lookup_dot_interaction_backward` goes with it.
+
+    Args:
+        weight: Rows of all tables, shape (R, D).
+        rows: Row of each id, feature by feature, shape (F * B,), int32 or int64.
+        dense: Shape (B, D), of type `dtype`; None without dense features.
+        num_features: F, at least 1.
+        include_diagonal: As in `dot_interaction`.
+        width: Likewise.
+        dtype: Of the products and the result; None: `weight`'s.
+
+    Returns:
+        As `dot_interaction`.
+    """
+    out = weight.dtype if dtype is None else dtype
+    return cast(
+        Tensor,
+        _lookup_dot_interaction(weight, rows, dense, num_features, include_diagonal, width, out),
+    )
+
+
+def lookup_dot_interaction_backward(
+    grad: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool = False,
+    *,
+    relu: bool = False,
+) -> tuple[Tensor | None, Tensor]:
+    """`dot_interaction_backward` for looked-up ids, which are read again rather than kept.
+
+    Args:
+        grad: Gradient of the result, of its type.
+        weight: As given to `lookup_dot_interaction`, unchanged since.
+        rows: Likewise.
+        dense: Likewise.
+        num_features: Likewise.
+        include_diagonal: Likewise.
+        relu: As in `dot_interaction_backward`.
+
+    Returns:
+        As `dot_interaction_backward`.
+    """
+    grad_dense, grad_pooled = _lookup_dot_interaction_backward(
+        grad, weight, rows, dense, num_features, include_diagonal, relu
+    )
     return (None if dense is None else grad_dense), grad_pooled
 
 
@@ -111,7 +179,7 @@ def _forward(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width
 
 
 def _backward(
-    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool
+    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool, relu: bool
 ) -> tuple[Tensor, Tensor]:
     """One symmetric gather and one bmm; an empty tensor for the dense vector that is not there."""
     vectors_BVD = _joined(dense, pooled)
@@ -125,7 +193,42 @@ def _backward(
     grads_BVD = torch.bmm(symmetric_BVV, vectors_BVD)
     if dense is None:
         return grad.new_empty(0), _feature_major(grads_BVD)
-    return grads_BVD[:, 0] + grad[:, :dense_width], _feature_major(grads_BVD[:, 1:])
+    grad_dense = grads_BVD[:, 0] + grad[:, :dense_width]
+    if relu:
+        grad_dense = torch.ops.aten.threshold_backward(grad_dense, dense, 0)
+    return grad_dense, _feature_major(grads_BVD[:, 1:])
+
+
+def _looked_up(weight: Tensor, rows: Tensor, num_features: int, dtype: torch.dtype) -> Tensor:
+    """Shape (B, F, D)."""
+    picked = weight.index_select(0, rows).to(dtype)
+    return picked.view(num_features, -1, weight.shape[1]).transpose(0, 1)
+
+
+def _lookup_forward(
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    pooled = _looked_up(weight, rows, num_features, dtype)
+    return _forward(dense, pooled, include_diagonal, width)
+
+
+def _lookup_backward(
+    grad: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    pooled = _looked_up(weight, rows, num_features, grad.dtype)
+    return _backward(grad, dense, pooled, include_diagonal, relu)
 
 
 def _feature_major(grads_BFD: Tensor) -> Tensor:
@@ -155,7 +258,7 @@ def _fake(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width: i
 
 
 def _fake_backward(
-    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool
+    grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool, relu: bool
 ) -> tuple[Tensor, Tensor]:
     B, num_features, D = pooled.shape
     grad_pooled = pooled.new_empty(num_features, B, D).transpose(0, 1)
@@ -173,8 +276,8 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None
 
 
 _dot_interaction_backward = define(
-    "dot_interaction_backward(Tensor grad, Tensor? dense, Tensor pooled, bool include_diagonal)"
-    " -> (Tensor, Tensor)",
+    "dot_interaction_backward(Tensor grad, Tensor? dense, Tensor pooled, bool include_diagonal,"
+    " bool relu) -> (Tensor, Tensor)",
     _backward,
     fake=_fake_backward,
 )
@@ -185,3 +288,16 @@ _dot_interaction = define(
     backward=_autograd,
     setup_context=_setup_context,
 )
+_lookup_dot_interaction = define(
+    "lookup_dot_interaction(Tensor weight, Tensor rows, Tensor? dense, int num_features,"
+    " bool include_diagonal, int width, ScalarType dtype) -> Tensor",
+    _lookup_forward,
+)
+_lookup_dot_interaction_backward = define(
+    "lookup_dot_interaction_backward(Tensor grad, Tensor weight, Tensor rows, Tensor? dense,"
+    " int num_features, bool include_diagonal, bool relu) -> (Tensor, Tensor)",
+    _lookup_backward,
+)
+
+if has_gpu_kernels():
+    import fastdlrm.kernels.cuda.interaction  # noqa: F401

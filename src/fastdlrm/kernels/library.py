@@ -6,14 +6,21 @@ node of known shape.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 NAMESPACE = "fastdlrm"
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+_DEFINITIONS: dict[str, "Function"] = {}
 
 Function = Callable[..., Any]
+
+
+def has_gpu_kernels() -> bool:
+    """Whether the implementations in Triton can run: a GPU is there, and Triton is installed."""
+    return torch.cuda.is_available() and find_spec("triton") is not None
 
 
 def define(
@@ -38,6 +45,7 @@ def define(
         The operator, to be called.
     """
     name = schema.partition("(")[0]
+    _DEFINITIONS[name] = definition
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake or definition, lib=_LIBRARY)
@@ -51,9 +59,17 @@ def define(
 def implement(name: str, device: str, implementation: Function) -> None:
     """Put an implementation in the place of the definition on one kind of device.
 
+    float64 stays with the definition: it is for checking gradients.
+
     Args:
         name: Of a defined operator.
         device: "cpu" or "cuda".
         implementation: Takes and returns what the definition does.
     """
-    _LIBRARY.impl(name, implementation, device.upper())
+    definition = _DEFINITIONS[name]
+
+    def run(*args: Any) -> Any:
+        is_exact = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args)
+        return definition(*args) if is_exact else implementation(*args)
+
+    _LIBRARY.impl(name, run, device.upper())

@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdlrm.kernels.library import has_gpu_kernels
 from fastdlrm.kernels.mlp import Layer
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda import logit_loss as gpu
 
 Loss = Literal["bce", "weighted_bce", "mse"]
 
@@ -30,6 +34,20 @@ class LossRule(NamedTuple):
     positive_weight: float = 1.0
 
 
+class LogitLoss(NamedTuple):
+    """What `logit_loss` returns.
+
+    Attributes:
+        loss: A float32 scalar.
+        grad: Gradient of the activations, of their shape and type.
+        grad_sum: Column sums of `grad`, shape (K,), float32.
+    """
+
+    loss: Tensor
+    grad: Tensor
+    grad_sum: Tensor
+
+
 def logit_loss(
     x: Tensor,
     layer: Layer,
@@ -37,8 +55,9 @@ def logit_loss(
     rule: LossRule,
     *,
     normalizer: float,
+    relu: bool,
     accumulate: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> LogitLoss:
     """Loss of sigmoid(x w + b) against the labels, and its gradients.
 
     Args:
@@ -47,26 +66,39 @@ def logit_loss(
         labels: Shape (B,), float32.
         rule: Loss.
         normalizer: What the sum over samples is divided by.
+        relu: Whether `x` came out of a ReLU whose input's gradient is asked for instead.
         accumulate: Whether to add to the layer's gradients instead.
-
-    Returns:
-        The loss, a float32 scalar, and its gradient in `x`, of `x`'s shape and type.
     """
+    if x.is_cuda and has_gpu_kernels():
+        found = gpu.logit_loss(
+            x,
+            *layer,
+            labels,
+            loss_name=rule.name,
+            class_weights=(rule.negative_weight, rule.positive_weight),
+            normalizer=normalizer,
+            relu=relu,
+            accumulate=accumulate,
+        )
+        return LogitLoss(*found)
     inputs = x.float()
     logits = F.linear(inputs, layer.weight, layer.bias).squeeze(1)
-    loss, grad = _loss_and_gradient(logits, labels, rule)
-    grad_B1 = (grad / normalizer).unsqueeze(1)
-    weight_grad, bias_grad = grad_B1.t() @ inputs, grad_B1.sum(0)
+    loss, slope = _loss_and_slope(logits, labels, rule)
+    slope_B1 = (slope / normalizer).unsqueeze(1)
+    weight_grad, bias_grad = slope_B1.t() @ inputs, slope_B1.sum(0)
     if accumulate:
         layer.weight_grad.add_(weight_grad)
         layer.bias_grad.add_(bias_grad)
     else:
         layer.weight_grad.copy_(weight_grad)
         layer.bias_grad.copy_(bias_grad)
-    return loss.sum() / normalizer, (grad_B1 * layer.weight).to(x.dtype)
+    grad = (slope_B1 * layer.weight).to(x.dtype)
+    if relu:
+        grad = torch.ops.aten.threshold_backward(grad, x, 0)
+    return LogitLoss(loss.sum() / normalizer, grad, grad.sum(0, dtype=torch.float32))
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, rule: LossRule) -> tuple[Tensor, Tensor]:
+def _loss_and_slope(logits: Tensor, labels: Tensor, rule: LossRule) -> tuple[Tensor, Tensor]:
     """Each sample's loss, and its derivative by the logit; shape (B,) both."""
     probabilities = torch.sigmoid(logits)
     difference = probabilities - labels

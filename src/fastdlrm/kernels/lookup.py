@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.library import define
+from fastdlrm.kernels.library import define, has_gpu_kernels
 
 Pooling = Literal["sum", "mean"]
 
@@ -120,3 +120,6 @@ _pooled_lookup = define(
     backward=_backward,
     setup_context=_setup_context,
 )
+
+if has_gpu_kernels():
+    import fastdlrm.kernels.cuda.lookup  # noqa: F401

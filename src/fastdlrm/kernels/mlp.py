@@ -14,6 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdlrm.kernels.library import has_gpu_kernels
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda import mlp as gpu
+
 
 class Layer(NamedTuple):
     """A linear layer's tensors.
@@ -36,14 +41,19 @@ def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
 
     Args:
         x: Shape (B, K) of the first layer.
-        layers: At least one.
+        layers: In order; may be empty.
 
     Returns:
         The input and each layer's output: what the backward pass needs. The last is the result.
     """
     activations = [x]
     for layer in layers:
-        activations.append(F.linear(activations[-1], layer.weight, layer.bias).relu_())
+        x = activations[-1]
+        if x.is_cuda:  # bias and ReLU within the matrix product
+            x = torch._addmm_activation(layer.bias, x, layer.weight.t())
+        else:
+            x = F.linear(x, layer.weight, layer.bias).relu_()
+        activations.append(x)
     return activations
 
 
@@ -54,37 +64,57 @@ def mlp_backward(
     *,
     needs_input_grad: bool,
     accumulate: bool = False,
+    grad_sum: Tensor | None = None,
 ) -> Tensor | None:
     """The gradients of all parameters, and of the input.
 
     Args:
-        grad: Gradient of the result, shape (B, N) of the last layer, of the compute type.
+        grad: Gradient of the last layer's result before its ReLU, shape (B, N), of the compute
+            type; with no layers the gradient of the input.
         activations: As `mlp_forward` returned them.
         layers: The same layers; their gradients are written.
         needs_input_grad: Whether the input's gradient is asked for.
         accumulate: Whether to add to the layers' gradients instead.
+        grad_sum: Column sums of `grad`, shape (N,), float32, where they are known already.
 
     Returns:
         Gradient of the input, shape (B, K) of the first layer; None where not asked for.
     """
     for index in range(len(layers) - 1, -1, -1):
-        layer, x, y = layers[index], activations[index], activations[index + 1]
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        _parameter_grads(layer, x, grad, accumulate)
+        layer, x = layers[index], activations[index]
+        _weight_grad(layer.weight_grad, grad, x, accumulate)
+        _bias_grad(layer.bias_grad, grad, grad_sum, accumulate)
         if index == 0 and not needs_input_grad:
             return None
-        grad = grad @ layer.weight
+        if index > 0 and has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
+            grad, sums = gpu.masked_input_grad(grad, layer.weight, x)
+            grad_sum = sums.sum(0)
+        else:
+            grad, grad_sum = grad @ layer.weight, None
+            if index > 0:
+                grad = torch.ops.aten.threshold_backward(grad, x, 0)
     return grad
 
 
-def _parameter_grads(layer: Layer, x: Tensor, grad: Tensor, accumulate: bool) -> None:
-    """Write or add the gradients of a layer's weight and bias."""
+def _weight_grad(weight_grad: Tensor, grad: Tensor, x: Tensor, accumulate: bool) -> None:
+    """Write or add the float32 gradient of a layer's weight."""
     if accumulate:
-        layer.weight_grad.add_(grad.t() @ x)
-        layer.bias_grad.add_(grad.sum(0, dtype=torch.float32))
-    elif grad.dtype == layer.weight_grad.dtype:
-        torch.mm(grad.t(), x, out=layer.weight_grad)
-        torch.sum(grad, 0, out=layer.bias_grad)
+        weight_grad.add_(grad.t() @ x)
+    elif grad.dtype == torch.float32:
+        torch.mm(grad.t(), x, out=weight_grad)
+    elif grad.is_cuda:
+        torch.mm(grad.t(), x, out_dtype=torch.float32, out=weight_grad)
     else:
-        layer.weight_grad.copy_(grad.t() @ x)
-        torch.sum(grad, 0, dtype=torch.float32, out=layer.bias_grad)
+        weight_grad.copy_(grad.t() @ x)
+
+
+def _bias_grad(bias_grad: Tensor, grad: Tensor, grad_sum: Tensor | None, accumulate: bool) -> None:
+    """Write or add the float32 gradient of a layer's bias: the column sums of `grad`."""
+    if accumulate:
+        bias_grad.add_(grad.sum(0, dtype=torch.float32) if grad_sum is None else grad_sum)
+    elif grad_sum is not None:
+        bias_grad.copy_(grad_sum)
+    elif has_gpu_kernels() and grad.is_cuda and grad.dtype != torch.float32:
+        gpu.column_sums(grad, bias_grad)
+    else:
+        torch.sum(grad, 0, dtype=torch.float32, out=bias_grad)

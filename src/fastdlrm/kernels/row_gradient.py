@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdlrm.kernels.library import has_gpu_kernels
 from fastdlrm.kernels.lookup import Pooling, bag_of_id, bag_sizes
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda import row_update as gpu
 
 
 class RowOrder(NamedTuple):
@@ -20,11 +24,13 @@ class RowOrder(NamedTuple):
         bags: Bag that read it, shape (L,), int32 or int64.
         factors: What the bag's gradient is multiplied by (the id's weight, over the bag's size for
             a mean), shape (L,), any float type; None for all ones.
+        chunks: How the GPU's kernel cuts the work; None where it does not run.
     """
 
     rows: Tensor
     bags: Tensor
     factors: Tensor | None
+    chunks: tuple[Tensor, ...] | None = None
 
 
 class RowGradient(NamedTuple):
@@ -55,15 +61,18 @@ def row_order(
         pooling: As in `pooled_lookup`.
     """
     keys, order = torch.sort(rows, stable=True)
+    chunks = gpu.row_chunks(keys) if rows.is_cuda and has_gpu_kernels() else None
+    if chunks is not None:
+        order = order.int()  # half the bytes for the kernel that reads it
     factors = None if weights is None else weights.index_select(0, order)
     if offsets is None:
-        return RowOrder(keys, order, factors)
+        return RowOrder(keys, order, factors, chunks)
     bags = bag_of_id(offsets, len(rows)).index_select(0, order)
     if pooling == "mean":
         # float64: rounded once, to the gradient's own type.
         shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)
         factors = shares if factors is None else factors * shares
-    return RowOrder(keys, bags, factors)
+    return RowOrder(keys, bags, factors, chunks)
 
 
 @torch.no_grad()

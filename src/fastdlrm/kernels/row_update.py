@@ -12,8 +12,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdlrm.kernels.library import has_gpu_kernels
 from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient
 from fastdlrm.kernels.step_scalars import StepScalars
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda import row_update as gpu
 
 RuleName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam"]
 
@@ -71,6 +75,19 @@ def update_rows_(
         rule: Optimizer.
         scalars: Of this step, `StepScalars.tensor`.
     """
+    if order.chunks is not None and weight.dtype != torch.float64:
+        gpu.update_rows_(
+            weight,
+            list(state.values()),
+            grad_pooled,
+            order.rows,
+            order.bags,
+            order.factors,
+            order.chunks,
+            scalars,
+            **rule._asdict(),
+        )
+        return
     apply_rule_(weight, state, row_gradient(grad_pooled, order), rule, scalars)
 
 

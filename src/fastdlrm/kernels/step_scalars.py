@@ -49,6 +49,20 @@ class StepScalars(NamedTuple):
             Shape (5,): float64 on the CPU, where it is read back exactly, float32 elsewhere.
         """
         dtype = torch.float64 if device.type == "cpu" else torch.float32
-        packed = torch.tensor(self, dtype=dtype, device=device)
-        packed[self._fields.index("gradient_scale")] = gradient_scale
-        return packed
+        if isinstance(gradient_scale, Tensor):
+            return with_scale(torch.tensor(self, dtype=dtype, device=device), gradient_scale)
+        return torch.tensor(
+            self._replace(gradient_scale=gradient_scale), dtype=dtype, device=device
+        )
+
+
+def with_scale(scalars: Tensor, gradient_scale: Tensor) -> Tensor:
+    """A copy of `StepScalars.tensor` with another factor on the gradient.
+
+    Args:
+        scalars: Shape (5,).
+        gradient_scale: A scalar; it need not leave its device.
+    """
+    changed = scalars.clone()
+    changed[StepScalars._fields.index("gradient_scale")] = gradient_scale
+    return changed

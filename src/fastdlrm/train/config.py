@@ -100,6 +100,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     parameters and their optimizer stay in fp32."""
     table_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the tables' rows; 16 bits halve their memory, bf16 is rounded stochastically."""
+    use_cuda_graph: bool = True
+    """On a GPU, replay whole steps as one captured graph where that is possible: much faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
 

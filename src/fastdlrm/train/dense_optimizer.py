@@ -107,11 +107,21 @@ class DenseOptimizer:
             learning_rate: After the schedule.
             scale: Factor on the gradient, from clipping.
         """
+        self.apply(self.next_scalars(learning_rate).tensor(self.master.device, scale))
+
+    def next_scalars(self, learning_rate: float) -> StepScalars:
+        """Count a step and give its numbers; `apply` does it."""
         self._num_steps += 1
-        now = StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
-        scalars = now.tensor(self.master.device, scale)
-        dense_update_(self.master, self._state, self.gradient, self._rule, scalars)
-        self.refresh()
+        return StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
+
+    def apply(self, scalars: Tensor) -> None:
+        """The part of a step that runs on the device.
+
+        Args:
+            scalars: `next_scalars` as a tensor.
+        """
+        compute = None if self.compute is self.master else self.compute
+        dense_update_(self.master, self._state, self.gradient, self._rule, scalars, compute)
 
     def refresh(self) -> None:
         """Cast the parameters to the compute type again, after a change from outside."""

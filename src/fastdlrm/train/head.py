@@ -10,17 +10,20 @@ Shapes: B batch, F sparse features, D embedding dim.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdlrm.batch import Batch
+from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.kernels.interaction import (
     cat_interaction,
     dot_interaction,
     dot_interaction_backward,
+    lookup_dot_interaction,
+    lookup_dot_interaction_backward,
 )
 from fastdlrm.kernels.logit_loss import LossRule, logit_loss
 from fastdlrm.kernels.mlp import mlp_backward, mlp_forward
@@ -122,43 +125,123 @@ class FusedHead:
             width = self._bottom[0].weight.shape[1]
             bottom = mlp_forward(_widened(batch.dense, width, self._dtype), self._bottom)
         vector = bottom[-1] if bottom else None
-        pooled = self._model.tables(batch.sparse, self._dtype)
-        if not pooled.shape[1]:  # a batch without sparse features does not know its B
-            pooled = pooled.new_empty(batch.num_samples, 0, pooled.shape[2])
-        top = mlp_forward(self._interact(vector, pooled), self._top)
-        loss, grad = logit_loss(
+        join = self._join(batch)
+        top = mlp_forward(join.forward(vector), self._top)
+        end = logit_loss(
             top[-1],
             self._last,
             batch.labels,
             self._loss,
             normalizer=normalizer,
+            relu=bool(self._top),
             accumulate=accumulate,
         )
-        joined = mlp_backward(grad, top, self._top, needs_input_grad=True, accumulate=accumulate)
-        assert joined is not None
-        grad_vector, grad_pooled = self._interact_backward(joined, vector, pooled)
+        grad = mlp_backward(
+            end.grad,
+            top,
+            self._top,
+            needs_input_grad=True,
+            accumulate=accumulate,
+            grad_sum=end.grad_sum,
+        )
+        assert grad is not None
+        grad_vector, grad_pooled = join.backward(grad, vector)
         take(grad_pooled)
         if grad_vector is not None:
             mlp_backward(
                 grad_vector, bottom, self._bottom, needs_input_grad=False, accumulate=accumulate
             )
-        return loss
+        return end.loss
 
-    def _interact(self, vector: Tensor | None, pooled: Tensor) -> Tensor:
+    def _join(self, batch: Batch) -> "_Join":
+        """How this batch's pooled vectors meet the bottom MLP's."""
+        model, sparse = self._model, batch.sparse
         width = (self._top[0] if self._top else self._last).weight.shape[1]
-        if self._model.interaction == "dot":
-            return dot_interaction(vector, pooled, self._model.include_diagonal, width)
-        return _widened(cat_interaction(vector, pooled), width, self._dtype)
+        is_single = sparse.lengths is None and sparse.weights is None and sparse.num_features > 0
+        if model.interaction == "dot" and is_single and sparse.ids.is_cuda:
+            return _LookupDot(model, sparse, width, self._dtype)
+        pooled = model.tables(sparse, self._dtype)
+        if not pooled.shape[1]:  # a batch without sparse features does not know its B
+            pooled = pooled.new_empty(batch.num_samples, 0, pooled.shape[2])
+        if model.interaction == "dot":
+            return _Dot(pooled, model.include_diagonal, width)
+        return _Cat(pooled, width)
 
-    def _interact_backward(
-        self, grad: Tensor, vector: Tensor | None, pooled: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        if self._model.interaction == "dot":
-            return dot_interaction_backward(grad, vector, pooled, self._model.include_diagonal)
-        B, num_features, D = pooled.shape
+
+class _Join(Protocol):
+    """An interaction of one batch, forward and backward."""
+
+    def forward(self, vector: Tensor | None) -> Tensor:
+        """The top MLP's input, shape (B, K), from the bottom MLP's result, shape (B, D)."""
+        ...
+
+    def backward(self, grad: Tensor, vector: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Gradients of the bottom MLP's result before its ReLU, and of the pooled vectors."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Dot:
+    pooled: Tensor
+    include_diagonal: bool
+    width: int
+
+    def forward(self, vector: Tensor | None) -> Tensor:
+        return dot_interaction(vector, self.pooled, self.include_diagonal, self.width)
+
+    def backward(self, grad: Tensor, vector: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return dot_interaction_backward(grad, vector, self.pooled, self.include_diagonal, relu=True)
+
+
+class _LookupDot:
+    """Reads the rows within the kernels, twice, rather than keep them."""
+
+    def __init__(self, model: DLRM, sparse: SparseBatch, width: int, dtype: torch.dtype) -> None:
+        self._weight = model.tables.weight
+        self._rows = model.tables.rows(sparse)
+        self._num_features = sparse.num_features
+        self._include_diagonal = model.include_diagonal
+        self._width = width
+        self._dtype = dtype
+
+    def forward(self, vector: Tensor | None) -> Tensor:
+        return lookup_dot_interaction(
+            self._weight,
+            self._rows,
+            vector,
+            self._num_features,
+            self._include_diagonal,
+            self._width,
+            self._dtype,
+        )
+
+    def backward(self, grad: Tensor, vector: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        return lookup_dot_interaction_backward(
+            grad,
+            self._weight,
+            self._rows,
+            vector,
+            self._num_features,
+            self._include_diagonal,
+            relu=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Cat:
+    pooled: Tensor
+    width: int
+
+    def forward(self, vector: Tensor | None) -> Tensor:
+        return _widened(cat_interaction(vector, self.pooled), self.width, self.pooled.dtype)
+
+    def backward(self, grad: Tensor, vector: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        B, num_features, D = self.pooled.shape
         first = 0 if vector is None else D
         grad_pooled = grad[:, first : first + num_features * D].view(B, num_features, D)
-        return (None if vector is None else grad[:, :D]), grad_pooled
+        if vector is None:
+            return None, grad_pooled
+        return torch.ops.aten.threshold_backward(grad[:, :D], vector, 0), grad_pooled
 
 
 def why_not_fused(model: DLRM) -> str | None:

@@ -79,11 +79,21 @@ class SparseOptimizer:
             learning_rate: After the schedule.
             scale: Factor on the gradient, from clipping; l2 is added afterwards.
         """
+        self.apply(self.next_scalars(learning_rate).tensor(self._weight.device, scale))
+
+    def next_scalars(self, learning_rate: float) -> StepScalars:
+        """Count a step and give its numbers; `apply` does it."""
         self._num_steps += 1
+        return StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
+
+    def apply(self, scalars: Tensor) -> None:
+        """The part of a step that runs on the device.
+
+        Args:
+            scalars: `next_scalars` as a tensor.
+        """
         if not self._batches:
             return
-        now = StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
-        scalars = now.tensor(self._weight.device, scale)
         if self._gradient is not None:
             apply_rule_(self._weight, self._state, self._gradient, self._rule, scalars)
         else:

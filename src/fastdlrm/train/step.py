@@ -4,6 +4,8 @@ The tables stay outside autograd: the step takes the gradient of the pooled vect
 the sparse optimizer, which touches only the batch's rows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.kernels.logit_loss import LossRule
+from fastdlrm.kernels.step_scalars import with_scale
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
+from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.head import AutogradHead, FusedHead, Head, why_not_fused
 from fastdlrm.train.loss import loss_function
 from fastdlrm.train.schedule import learning_rate
@@ -30,6 +34,7 @@ class TrainStep:
         model: In training mode.
         dense_optimizer: Of the MLPs.
         sparse_optimizer: Of the tables.
+        why_no_graph: Why steps are not replayed from a captured CUDA graph; empty if they are.
     """
 
     def __init__(self, model: DLRM, config: TrainConfig) -> None:
@@ -52,34 +57,80 @@ class TrainStep:
         else:
             rule = LossRule(config.loss, *config.class_weights)
             self._head = FusedHead(model, rule, self.dense_optimizer)
+        self._side = torch.cuda.Stream() if self._device.type == "cuda" else None
+        self.why_no_graph = why_no_graph(config, self._device)
+        self._graph = None if self.why_no_graph else StepGraph(self._run, config.global_batch_size)
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Take one step.
 
         Args:
-            batch: On the model's device.
+            batch: Anywhere; page-locked is fastest on a GPU.
             step: Optimizer steps done before this one; drives the schedule.
 
         Returns:
             The batch's mean loss, a scalar on the device, detached.
         """
+        config = self._config
+        rates = [
+            learning_rate(config.schedule, optimizer.learning_rate, step)
+            for optimizer in (config.dense_optimizer, config.sparse_optimizer)
+        ]
+        now = (
+            self.dense_optimizer.next_scalars(rates[0]),
+            self.sparse_optimizer.next_scalars(rates[1]),
+        )
+        if self._graph is not None and self._graph.takes(batch):
+            return self._graph(batch, now)
+        scalars = [scalars.tensor(self._device) for scalars in now]
+        return self._run(batch.to(self._device, non_blocking=True), *scalars)
+
+    def _run(self, batch: Batch, dense_scalars: Tensor, sparse_scalars: Tensor) -> Tensor:
+        """The part of a step that runs on the device, in a captured graph as well.
+
+        On a GPU the ids are sorted beside the forward pass, and the tables are updated beside the
+        bottom MLP's backward pass.
+        """
         config, num_samples = self._config, batch.num_samples
-        loss = torch.zeros((), device=self._device)
-        for k, micro in enumerate(_micro_batches(batch, config.gradient_accumulation_steps)):
+        is_clipped = config.gradient_clip_norm > 0
+        micro_batches = _micro_batches(batch, config.gradient_accumulation_steps)
+        is_whole = len(micro_batches) == 1 and not is_clipped
+        order = None
+        if is_whole:
+            with self._beside():
+                order = self.sparse_optimizer.order(batch.sparse)
+        losses = []
+        held = []  # what the stream beside reads lives until it is joined
+        for k, micro in enumerate(micro_batches):
 
             def take(grad: Tensor, sparse: SparseBatch = micro.sparse) -> None:
-                self.sparse_optimizer.accumulate(sparse, grad)
+                held.append(grad)
+                self.sparse_optimizer.accumulate(sparse, grad, order)
+                if is_whole:
+                    with self._beside():
+                        self.sparse_optimizer.apply(sparse_scalars)
 
-            loss += self._head(micro, num_samples, take, accumulate=k > 0)
-        scale = self._clip() if config.gradient_clip_norm else 1.0
-        schedule = config.schedule
-        self.dense_optimizer.step(
-            learning_rate(schedule, config.dense_optimizer.learning_rate, step), scale
-        )
-        self.sparse_optimizer.step(
-            learning_rate(schedule, config.sparse_optimizer.learning_rate, step), scale
-        )
-        return loss
+            losses.append(self._head(micro, num_samples, take, accumulate=k > 0))
+        if is_clipped:
+            scale = self._clip()
+            dense_scalars, sparse_scalars = (
+                with_scale(scalars, scale) for scalars in (dense_scalars, sparse_scalars)
+            )
+        self.dense_optimizer.apply(dense_scalars)
+        if self._side is not None:
+            torch.cuda.current_stream().wait_stream(self._side)
+        self.sparse_optimizer.apply(sparse_scalars)  # nothing is left of a whole batch
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Work on the stream beside, after all that was asked of the current one so far."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield
 
     def _clip(self) -> Tensor:
         """The factor that scales all gradients together to the largest norm allowed."""
@@ -93,3 +144,14 @@ def _micro_batches(batch: Batch, count: int) -> list[Batch]:
         return [batch]
     edges = [batch.num_samples * i // count for i in range(count + 1)]
     return [batch.slice(a, b) for a, b in pairwise(edges) if a < b]
+
+
+def why_no_graph(config: TrainConfig, device: torch.device) -> str:
+    """What of a config keeps steps from being captured as a CUDA graph; empty if nothing does."""
+    if device.type != "cuda":
+        return "steps run on the CPU"
+    if not config.use_cuda_graph:
+        return "train.use_cuda_graph is false"
+    if config.gradient_clip_norm:
+        return "train.gradient_clip_norm needs the norm of all rows' gradients before the update"
+    return ""
