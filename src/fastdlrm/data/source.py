@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -113,26 +112,7 @@ def require_file(path: Path) -> None:
         raise DataError(f"{path}: not a regular file; copy its content to one")
 
 
-def connect(memory_bytes: int, temp_folder: Path, num_threads: int) -> duckdb.DuckDBPyConnection:
-    """An in-memory database that keeps the order of rows.
-
-    Args:
-        memory_bytes: Most memory it takes; beyond, it spills to disk.
-        temp_folder: Where it spills; made when needed.
-        num_threads: Threads it runs.
-    """
-    return duckdb.connect(
-        config={
-            "memory_limit": f"{memory_bytes}B",
-            "temp_directory": str(temp_folder),
-            "threads": num_threads,
-            "preserve_insertion_order": True,
-        }
-    )
-
-
 def stage_file(
-    connection: duckdb.DuckDBPyConnection,
     path: Path,
     source: SourceConfig,
     schema: Schema,
@@ -151,7 +131,6 @@ def stage_file(
     at once.
 
     Args:
-        connection: Not used: no SQL takes part.
         path: The raw file.
         source: Its layout.
         schema: Its columns.

@@ -11,7 +11,7 @@ import torch
 
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
-from fastdlrm.data.source import connect, stage_file
+from fastdlrm.data.source import stage_file
 from fastdlrm.errors import DataError
 from fastdlrm.train.evaluate import scores
 from fastdlrm.train.run import Run
@@ -28,7 +28,6 @@ def predict(
     checkpoint: str,
     device: torch.device,
     labelled: bool,
-    memory_bytes: int,
 ) -> int:
     """Score every row of raw files and write a Parquet file.
 
@@ -42,7 +41,6 @@ def predict(
         checkpoint: "best", "last" or a step.
         device: Where to compute.
         labelled: Whether the files hold the label column.
-        memory_bytes: Limit of the reader.
 
     Returns:
         Rows scored.
@@ -62,10 +60,8 @@ def predict(
             tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
             pq.ParquetWriter(temporary, SCHEMA) as writer,
         ):
-            connection = connect(memory_bytes, Path(folder), 2)
             for path in inputs:
                 staged = stage_file(
-                    connection,
                     path,
                     source,
                     schema,

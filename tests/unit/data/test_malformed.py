@@ -14,7 +14,6 @@ from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.source import MAX_REPORTED, stage_file
 from fastdlrm.errors import DataError
 from tests.unit.data.raw_files import (
-    CONNECTION,
     CSV,
     PARQUET,
     SCHEMA,
@@ -213,7 +212,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^/.*/folder/staged\.parquet: the disk refuses: .*; check"
     ):
-        stage_file(CONNECTION, tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
+        stage_file(tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
 
 
 FULL_DISK = """
