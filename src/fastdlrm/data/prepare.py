@@ -177,6 +177,7 @@ class _Job:
                 self.schema,
                 out,
                 on_bad_row=on_bad_row,
+                remedy="correct the row, or pass --on-bad-row skip",
                 time_column=time,
             )
 

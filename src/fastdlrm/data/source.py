@@ -119,6 +119,7 @@ def stage_file(
     out: Path,
     *,
     on_bad_row: Literal["error", "skip"],
+    remedy: str = "correct the row",
     labelled: bool = True,
     time_column: str = "",
 ) -> StagedFile:
@@ -136,6 +137,7 @@ def stage_file(
         schema: Its columns.
         out: File to write; it appears complete or not at all.
         on_bad_row: Whether a bad row ends the reading or is left out.
+        remedy: What the message about a bad row says to do.
         labelled: Whether the label is read. If not, the label's column may be absent; in a
             headerless text file it is if rows have one field less than columns are declared.
         time_column: Raw column that becomes `__time`; empty for none.
@@ -156,7 +158,7 @@ def stage_file(
         may_lack = "" if labelled else schema.label.column
         reader = TextReader(path, source, converter.columns, may_lack)
     unit = "row" if source.format == "parquet" else "line"
-    bad_rows = _BadRows(path.name, unit, is_error=on_bad_row == "error")
+    bad_rows = _BadRows(path.name, unit, remedy if on_bad_row == "error" else None)
     num_found = 0
     with _open_staged(out) as staged:
         for raw in reader.batches():
@@ -183,23 +185,20 @@ def stage_file(
 
 @dataclass(slots=True)
 class _BadRows:
-    """Counts a file's bad rows and keeps the first, or raises at the first."""
+    """Counts a file's bad rows and keeps the first; with a remedy to tell, raises at the first."""
 
     name: str
     unit: str
-    is_error: bool
+    remedy: str | None
     num_rows: int = 0
     first: list[BadRow] = field(default_factory=list)
 
     def add(self, bad: list[tuple[int, str]]) -> None:
         if not bad:
             return
-        if self.is_error:
+        if self.remedy is not None:
             line, reason = min(bad)
-            raise DataError(
-                f"{self.name} {self.unit} {line}: {reason}; correct the row, or pass "
-                "--on-bad-row skip"
-            )
+            raise DataError(f"{self.name} {self.unit} {line}: {reason}; {self.remedy}")
         self.num_rows += len(bad)
         room = MAX_REPORTED - len(self.first)
         self.first += [BadRow(self.name, *found) for found in sorted(bad)[:room]]

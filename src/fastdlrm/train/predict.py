@@ -50,7 +50,7 @@ def predict(
     """
     model = run.load_model(checkpoint).to(device)
     encoder = Encoder.load(run.folder, run.manifest.schema, run.manifest.encoding)
-    source, schema = run.recipe.data.source, run.manifest.schema
+    schema = run.manifest.schema
     size = run.recipe.train.eval_batch_size
     temporary = out.with_name(f".{out.name}.tmp")
     num_rows = 0
@@ -61,16 +61,9 @@ def predict(
             pq.ParquetWriter(temporary, SCHEMA) as writer,
         ):
             for path in inputs:
-                staged = stage_file(
-                    path,
-                    source,
-                    schema,
-                    Path(folder) / "staged.parquet",
-                    on_bad_row="error",
-                    labelled=labelled,
-                )
+                staged = _stage(run, path, Path(folder) / "staged.parquet", labelled)
                 row = 0
-                for batch in _encoded(encoder, staged.path):
+                for batch in _encoded(encoder, staged):
                     logits = [z for z, _ in scores(model, Rows([batch], schema), size, device)]
                     probabilities = torch.sigmoid(torch.cat(logits)).numpy()
                     writer.write_batch(_output(path.name, row, probabilities))
@@ -82,6 +75,18 @@ def predict(
     finally:
         temporary.unlink(missing_ok=True)
     return num_rows
+
+
+def _stage(run: Run, path: Path, out: Path, labelled: bool) -> Path:
+    source, schema = run.recipe.data.source, run.manifest.schema
+    try:
+        stage_file(path, source, schema, out, on_bad_row="error", labelled=labelled)
+    except DataError as problem:
+        # With a cause, the disk or the file as a whole is at fault, not its columns.
+        if not labelled or problem.__cause__ is not None:
+            raise
+        raise DataError(f"{problem}; if the file has no labels, pass --unlabelled") from problem
+    return out
 
 
 def _encoded(encoder: Encoder, staged: Path) -> Iterator[pa.RecordBatch]:

@@ -194,7 +194,7 @@ def test_bad_rows_are_an_error_or_left_out(
     days = dict(DAYS)
     days["day_0.csv"] = [*DAYS["day_0.csv"], "perhaps,1,tea,,0", "no,1,tea"]
     inputs = shop(tmp_path / "log", days)
-    with pytest.raises(DataError, match=r"day_0.csv line 5"):
+    with pytest.raises(DataError, match=r"line 5: .*; correct the row, or pass --on-bad-row skip$"):
         prepare(inputs, SHOP, tmp_path / "data", memory_bytes=GIB)
     assert not (tmp_path / "data").exists()
     with caplog.at_level(logging.WARNING):
