@@ -9,14 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tests.builders import shared_data
-
-
-def fastdlrm(*arguments, code: int = 0) -> str:
-    command = [sys.executable, "-m", "fastdlrm", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout if code == 0 else done.stderr
+from tests.builders import fastdlrm, shared_data
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +94,8 @@ def test_predict_unlabelled(run):
         ),
         (["eval", "--run", "x", "--data", "y"], 1, "x: no manifest.json; a finished run folder"),
         (["generate"], 2, "--rows"),
+        # A flag takes no value, so none can be misread.
+        (["generate", "--rows", "9", "--out", "z", "--gzip=False"], 2, "does not take a value"),
         (["prepare", "--config", "tiny", "--input", "gone.gz", "--out", "z"], 1, "gone.gz"),
     ],
 )

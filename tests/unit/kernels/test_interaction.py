@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
 from tests import oracles
+from tests.recorder import Recorder
 
 DENSE = torch.tensor([[1.0, 2.0]])
 POOLED = torch.tensor([[[3.0, 5.0], [7.0, 11.0]]])
@@ -83,24 +83,12 @@ def test_first_use_in_inference_mode_leaves_training_possible() -> None:
     assert torch.equal(found, expected)
 
 
-class _Recorder(TorchDispatchMode):
-    """Names of the operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_w16_index_tensors_are_made_once() -> None:
-    """W16: the reference builds its index tensors anew at every forward."""
+def test_index_tensors_are_made_once() -> None:
+    """The reference builds its index tensors anew at every forward."""
     dense, pooled = torch.randn(2, 3), torch.randn(2, 8, 3)  # no other test has 9 vectors
     counts = []
     for _ in range(2):
-        with _Recorder() as recorder:
+        with Recorder() as recorder:
             dot_interaction(dense, pooled)
         counts.append(sum("tril_indices" in name for name in recorder.names))
     assert counts == [1, 0]

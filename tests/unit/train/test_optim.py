@@ -159,8 +159,8 @@ def test_only_rows_of_the_batch_move(name: str, l2: float) -> None:
 
 @pytest.mark.parametrize("dense_name", ["sgd", "adagrad", "adam", "adamw"])
 @pytest.mark.parametrize("sparse_name", SPARSE_NAMES)
-def test_w7_micro_batches_are_the_whole_batch(sparse_name: str, dense_name: str) -> None:
-    """W7: the reference zeroes the gradients before the last backward of an accumulation."""
+def test_micro_batches_are_the_whole_batch(sparse_name: str, dense_name: str) -> None:
+    """The reference zeroes the gradients before the last backward of an accumulation."""
     results = [train(sparse_name, dense_name, edges) for edges in ([0, 12], [0, 4, 5, 12])]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)

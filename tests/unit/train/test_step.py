@@ -15,6 +15,7 @@ from fastdlrm.train.config import (
     TrainConfig,
 )
 from fastdlrm.train.step import TrainStep
+from tests.recorder import Recorder
 
 D = 4
 
@@ -114,6 +115,16 @@ def test_schedule_drives_both_optimizers():
     TrainStep(warming, warm)(_batch(12), 0)
     for w0, a, b in zip(start, constant.parameters(), warming.parameters(), strict=True):
         assert torch.allclose((a - w0) / 10, b - w0, atol=1e-6)
+
+
+def test_a_step_waits_for_no_number_of_the_device():
+    """The reference fetches the loss at every step; here it stays a tensor until it is recorded."""
+    step = TrainStep(_model(), _config(gradient_clip_norm=1.0))
+    with Recorder() as recorder:
+        loss = step(_batch(12), 0)
+    assert isinstance(loss, torch.Tensor)
+    assert recorder.names
+    assert not [name for name in recorder.names if "_local_scalar_dense" in name]
 
 
 def test_rows_outside_the_batch_do_not_move():
