@@ -102,8 +102,10 @@ def require_file(path: Path) -> None:
     """Check that a path is a file.
 
     Raises:
-        DataError: It does not exist, or is a folder or something else.
+        DataError: It does not exist, is a folder or something else, or has a name that is no text.
     """
+    if not _is_text(path.name):
+        raise DataError(f"{path.name!r}: the name is not UTF-8, so no artifact can hold it; rename")
     if path.is_dir():
         raise DataError(f"{path}: a folder; name its files, e.g. '{path}/*'")
     if not path.exists():
@@ -276,6 +278,14 @@ def _open_staged(out: Path) -> Iterator[_Staged]:
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without(rows: pa.RecordBatch, bad: list[int]) -> pa.RecordBatch:

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -63,6 +64,14 @@ def test_inputs_that_are_no_files(tmp_path: Path) -> None:
         expand_inputs([str(tmp_path / "a"), str(tmp_path / "sub" / ".." / "a")])
     with pytest.raises(DataError, match=r"/dev/null: not a regular file; copy its content to one"):
         expand_inputs(["/dev/null"])
+
+
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    """The manifest and the scores could not name the file."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/day_\xff"))
+    path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"^'day_\\udcff': the name is not UTF-8, so no artifact"):
+        expand_inputs([str(path)])
 
 
 def _random_log(seed: int, num_rows: int) -> list[list[str]]:

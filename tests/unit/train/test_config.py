@@ -4,6 +4,7 @@ import pytest
 
 from fastdlrm.errors import ConfigError
 from fastdlrm.train.config import ScheduleConfig
+from tests.builders import tiny_recipe
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,15 @@ from fastdlrm.train.config import ScheduleConfig
 def test_a_schedule_that_contradicts_itself(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ScheduleConfig(**settings)
+
+
+@pytest.mark.parametrize("name", ["seed", "data.seed"])
+def test_a_seed_has_64_bits(name: str) -> None:
+    tiny_recipe(f"{name}=0")
+    for seed in (-1, 2**64):
+        message = rf"preset tiny: {name} is {seed}; 0 \.\. 2\*\*64 - 1 is allowed"
+        with pytest.raises(ConfigError, match=message):
+            tiny_recipe(f"{name}={seed}")
 
 
 def test_the_decay_may_start_where_the_warmup_ends() -> None:
