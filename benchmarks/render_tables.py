@@ -45,17 +45,18 @@ def accuracy() -> str:
 
 
 def pipeline() -> str:
-    """Rate and memory of prepare."""
+    """Rates of the stages, and their memory where it was measured."""
+    stages = ("generate", "prepare")
     lines = ["| stage | rows/s | peak memory |", "|---|---|---|"]
-    for name in ("prepare",):
+    for name in stages:
         median = load(name)["median"]
         peak = median.get("peak_rss_bytes")
-        memory = f"{peak / 2**30:.2f} GiB" if peak else ""
+        memory = f"{peak / 2**30:.2f} GiB" if peak else "not measured"
         lines.append(f"| {name} | {median['rows_per_s']:,.0f} | {memory} |")
     lines.append("")
     lines.append(
         "Medians of whole runs on 2 M rows of gzipped TSV in 4 files; `prepare --memory 1GiB`. "
-        + _where("prepare")
+        + " ".join(dict.fromkeys(map(_where, stages)))
     )
     return "\n".join(lines)
 

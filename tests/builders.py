@@ -1,6 +1,8 @@
-"""What several tests build: small datasets, and the place of real data."""
+"""What several tests need: commands, small datasets, and the place of real data."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,14 @@ from fastdlrm.data.source import expand_inputs
 from fastdlrm.train.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def fastdlrm(*arguments: object, code: int = 0) -> str:
+    """Run a command as a user does; its output, or what it says on stderr where it must fail."""
+    command = [sys.executable, "-m", "fastdlrm", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout if code == 0 else done.stderr
 
 
 def shared_data() -> Path:

@@ -2,21 +2,17 @@
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tests.builders import shared_data
-
-
-def fastdlrm(*arguments, code: int = 0) -> str:
-    command = [sys.executable, "-m", "fastdlrm", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout if code == 0 else done.stderr
+from fastdlrm.data.generate import generate
+from tests.builders import fastdlrm, shared_data
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +97,47 @@ def test_predict_unlabelled(run):
         ),
         (["eval", "--run", "x", "--data", "y"], 1, "x: no manifest.json; a finished run folder"),
         (["generate"], 2, "--rows"),
+        (["inspect", "log", "--out", "gone/x.toml"], 1, "'gone/x.toml'; check the path, its disk"),
+        (["inspect", "log", "--sample-rows", "0"], 2, "greater than or equal to"),
+        (
+            ["prepare", "--config", "tiny", "--input", "log", "--out", "z", "--workers", "0"],
+            2,
+            "greater than or equal to",
+        ),
+        # A flag takes no value, so none can be misread.
+        (["generate", "--rows", "9", "--out", "z", "--gzip=False"], 2, "does not take a value"),
         (["prepare", "--config", "tiny", "--input", "gone.gz", "--out", "z"], 1, "gone.gz"),
     ],
 )
 def test_a_users_mistake_is_one_line(arguments, code, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "log").write_text("label,x,y\n" + "1,2,a\n0,3,b\n" * 9)
     stderr = fastdlrm(*arguments, code=code)
     assert message in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_prepare_takes_its_folder_away(number, tmp_path):
+    generate(tmp_path / "log", num_rows=300_000, num_files=1, gzip=False, seed=7)
+    out = tmp_path / "out" / "data"
+    out.parent.mkdir()
+    raw = str(tmp_path / "log" / "day_0.tsv")
+    command = ["-m", "fastdlrm", "prepare", "--config", "tiny", "--input", raw, "--out", str(out)]
+    # A shell's background job would ignore SIGINT.
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not any(out.parent.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in stderr
+    assert list(out.parent.iterdir()) == []
 
 
 def test_help_lists_the_commands_in_data_flow_order():

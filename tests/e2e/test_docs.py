@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.builders import ROOT
+import pytest
+
+from tests.builders import ROOT, fastdlrm
 
 
 def _blocks(path: Path) -> list[str]:
@@ -30,6 +32,43 @@ def test_the_tutorial_runs(tmp_path):
     auc = float(re.search(r"^auc +([0-9.]+)", done.stdout, re.MULTILINE)[1])
     assert auc > 0.65
     assert "score" in done.stdout
+
+
+def test_the_readme_names_what_exists():
+    """The reference's first example crashes; here make's targets and the commands are there."""
+    text = (ROOT / "README.md").read_text()
+    targets = set(re.findall(r"\bmake (\w+)", text))
+    assert {"demo", "test", "docs"} <= targets
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    commands = set(re.findall(r"`fastdlrm (\w+)`", text))
+    assert {"generate", "prepare", "train", "eval", "predict"} <= commands
+    for command in commands:
+        fastdlrm(command, "--help")
+
+
+@pytest.mark.slow
+def test_the_demo_runs_to_its_verdict(tmp_path):
+    """`make demo` on fewer rows, which teach less than it asks of 1,500,000."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "examples/demo.sh", str(tmp_path / "demo"), "20000"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    verdict = re.search(r"^test AUC ([0-9.]+); the best any .* is ([0-9.]+):", done.stdout, re.M)
+    assert verdict, done.stderr
+    assert 0.6 < float(verdict[1]) < float(verdict[2])
+    assert done.stderr.count("Traceback") == 0
+
+
+def test_every_test_named_in_the_docs_exists():
+    for page in ROOT.glob("docs/**/*.md"):
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+            assert f"def {name}(" in (ROOT / path).read_text(), f"{page.name}: {path}::{name}"
 
 
 def test_every_link_in_the_docs_leads_somewhere():

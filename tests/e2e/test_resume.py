@@ -113,7 +113,7 @@ def test_resume_from_a_later_epoch_goes_on(dataset, tmp_path):
     """The reference loops forever when resumed in epoch 1 or later, and skips batches anew."""
     settings = (
         *SETTINGS[2:],
-        "train.schedule={name='polynomial', warmup_steps=20, decay_steps=200}",
+        "train.schedule={name='polynomial', warmup_steps=20, decay_start_step=20, decay_steps=200}",
     )
     whole = _finish(tmp_path / "whole", dataset, *settings, "train.num_epochs=4")
     part = _finish(tmp_path / "part", dataset, *settings, "train.num_epochs=2")

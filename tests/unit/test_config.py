@@ -76,6 +76,15 @@ def test_overrides_take_toml_values_and_bare_words(file: Path) -> None:
     assert config.name == "5"
 
 
+def test_false_means_false(file: Path) -> None:
+    """The reference's flags of type bool take any text, "False" too, for true."""
+    assert load_config(str(file), Net, ["is_deep=false"]).is_deep is False
+    assert load_config(str(file), Net, ["is_deep=true", "is_deep=false"]).is_deep is False
+    for text in ("False", "0", "no", "'false'", ""):
+        with pytest.raises(ConfigError, match=r"[Ee]xpected `bool`, got `.*` - at `\$\.is_deep`"):
+            load_config(str(file), Net, [f"is_deep={text}"])
+
+
 def test_a_later_override_wins_and_an_element_can_be_replaced(file: Path) -> None:
     config = load_config(str(file), Net, ["rate=1", "rate=2", "layers.0={width=2}", "name = a=b"])
     assert config.rate == 2.0

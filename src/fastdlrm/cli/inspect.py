@@ -45,7 +45,7 @@ def inspect(
     out: Annotated[
         Path | None, typer.Option(help="Write a complete config there, e.g. my.toml.")
     ] = None,
-    sample_rows: Annotated[int, typer.Option(help="First rows to look at.")] = 100_000,
+    sample_rows: Annotated[int, typer.Option(help="First rows to look at.", min=1)] = 100_000,
     json: Json = False,
 ) -> None:
     """Infer a raw file's schema: columns, statistics, warnings, and a config to begin with.

@@ -1,10 +1,12 @@
 """The command line: one file a command, listed in data-flow order.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or config. A user's mistake prints one line on stderr,
-never a traceback.
+Exit codes: 0 done, 1 failed, 2 wrong usage or config; stopped by a signal, 128 and its number. A
+user's mistake prints one line on stderr, never a traceback.
 """
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -42,6 +44,7 @@ app.command("predict")(predict.predict)
 
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except ConfigError as problem:
@@ -50,3 +53,11 @@ def main() -> None:
     except FastDLRMError as problem:
         typer.echo(f"error: {problem}", err=True)
         sys.exit(1)
+    except OSError as problem:
+        typer.echo(f"error: {problem}; check the path, its disk and permissions", err=True)
+        sys.exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, taking half-written folders away."""
+    sys.exit(128 + number)

@@ -60,7 +60,10 @@ def bad_row_policy(text: str) -> Any:
 
 
 def emit(result: Any, as_json: bool, human: Callable[[], Mapping[str, Any]]) -> None:
-    """Print a result: JSON, or one "name  value" line each."""
+    """Print a result: JSON, or one "name  value" line each.
+
+    None is a metric that the rows do not define, such as the AUC of one class.
+    """
     if as_json:
         typer.echo(msgspec.json.encode(result).decode())
         return
@@ -71,7 +74,9 @@ def emit(result: Any, as_json: bool, human: Callable[[], Mapping[str, Any]]) -> 
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool | str) or value is None:
+    if value is None:
+        return "undefined (one class only)"
+    if isinstance(value, bool | str):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastdlrm.cli.options import CheckpointName, Inputs, Json, Memory, RunFolder, bytes_of, emit
+from fastdlrm.cli.options import CheckpointName, Inputs, Json, RunFolder, emit
 
 
 def predict(
@@ -16,7 +16,6 @@ def predict(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The files lack the label column.")
     ] = False,
-    memory: Memory = "4GiB",
     json: Json = False,
 ) -> None:
     """Score raw files of the format the model was trained from, in input order.
@@ -39,7 +38,6 @@ def predict(
         checkpoint=checkpoint,
         device=resolve_device(opened.recipe.train.device),
         labelled=not unlabelled,
-        memory_bytes=bytes_of(memory),
     )
     emit(
         {"num_rows": num_rows, "out": str(out)}, json, lambda: {"rows": num_rows, "file": str(out)}

@@ -24,7 +24,7 @@ def prepare(
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Dataset folder to make; must not exist.")],
     memory: Memory = "4GiB",
-    workers: Annotated[int, typer.Option(help="Threads that read and encode.")] = 2,
+    workers: Annotated[int, typer.Option(help="Threads that read and encode.", min=1)] = 2,
     on_bad_row: OnBadRow = "error",
     overrides: Overrides = None,
     json: Json = False,

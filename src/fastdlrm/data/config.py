@@ -121,6 +121,10 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seed: int
     """Of the shuffle and of holdouts by hash."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"data.seed is {self.seed}; 0 .. 2**64 - 1 is allowed")
+
     def schema(self) -> Schema:
         """The schema that the groups spell out.
 

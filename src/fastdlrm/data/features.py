@@ -83,5 +83,6 @@ def require_finite(feature: DenseFeature, encoded: NDArray[np.floating]) -> None
     if not np.isfinite(encoded).all():
         raise DataError(
             f"dense feature {feature.name!r}: a value is infinite or too large for float32; "
-            "correct it, or list its text in data.source.missing so that it counts as missing"
+            "correct it; where its text stands for a missing value, prepare with it in "
+            "data.source.missing"
         )

@@ -138,6 +138,12 @@ def _sample(path: Path, source: SourceConfig, num_rows: int, proposal: Proposal)
         num_found += batch.columns.num_rows
         if num_found >= num_rows:
             break
+    if num_found == 0 and bad:
+        line, reason = bad[0]
+        raise DataError(
+            f"{path.name}: none of its rows can be read; the first, line {line}: {reason}; convert "
+            "it to delimited UTF-8 text or Parquet"
+        )
     if num_found == 0:
         raise DataError(f"{path.name}: no rows; name a file that has some")
     if bad:

@@ -58,7 +58,7 @@ class ParquetReader:
         except (pa.ArrowException, OSError) as problem:
             raise DataError(
                 f"{self._path.name}: not a Parquet file, or a damaged one: {problem}; write or "
-                "copy it again, or set data.source.format"
+                "copy it again, or check data.source.format"
             ) from problem
 
 

@@ -31,8 +31,9 @@ from fastdlrm.data.config import DataConfig
 from fastdlrm.data.encode import Encoder, encoded_schema, require_fit
 from fastdlrm.data.fit import Fitter
 from fastdlrm.data.shuffle import PART_BYTES, PartPlan, Piece, load_part, pieces, spool_path
-from fastdlrm.data.source import StagedFile, connect, stage_file
+from fastdlrm.data.source import StagedFile, stage_file
 from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits, time_column
+from fastdlrm.data.sql import connect
 from fastdlrm.data.staged import TIME, Chunk, StagedRows, sparse_column
 from fastdlrm.data.threads import map_in_order
 from fastdlrm.data.vocabulary import check_tables
@@ -126,10 +127,10 @@ class _Job:
 
     def run(self, inputs: Sequence[Path], on_bad_row: BadRowPolicy) -> DatasetManifest:
         """All stages; leaves the dataset's files in `folder`, its manifest aside."""
+        staged = self._stage(inputs, on_bad_row)
+        rows = StagedRows([file.path for file in staged])
         connection = connect(self.spare_bytes // 2, self.work / "duckdb", self.num_workers)
         with connection:
-            staged = self._stage(connection, inputs, on_bad_row)
-            rows = StagedRows([file.path for file in staged])
             self.progress("split", 0.0)
             splits = resolve_splits(rows, self.config.split, self.config.seed, connection)
             counts = count_splits(rows, splits, self.config.split)
@@ -164,24 +165,19 @@ class _Job:
             splits=counts.infos(),
         )
 
-    def _stage(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        inputs: Sequence[Path],
-        on_bad_row: BadRowPolicy,
-    ) -> list[StagedFile]:
+    def _stage(self, inputs: Sequence[Path], on_bad_row: BadRowPolicy) -> list[StagedFile]:
         time = time_column(self.config.split)
 
         def stage(numbered: tuple[int, Path]) -> StagedFile:
             number, path = numbered
             out = self.work / f"staged-{number:05d}.parquet"
             return stage_file(
-                connection.cursor(),
                 path,
                 self.config.source,
                 self.schema,
                 out,
                 on_bad_row=on_bad_row,
+                remedy="correct the row, or pass --on-bad-row skip",
                 time_column=time,
             )
 

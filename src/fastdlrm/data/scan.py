@@ -61,7 +61,7 @@ class Scan:
             if first.startswith(magic):
                 raise DataError(
                     f"{self.path.name}: a {name} file; plain or gzipped text is read here, "
-                    "convert it, or set data.source.format"
+                    "convert it, or check data.source.format"
                 )
         if first and (self.path.suffix == ".gz" or first.startswith(_GZIP_MAGIC)):
             yield from self._unzip(chain([first], raw))

@@ -82,13 +82,10 @@ def _first_lines(path: Path) -> list[str]:
 
 def _delimiter(path: Path, lines: list[str]) -> tuple[str, int]:
     """The delimiter, and the number of fields it makes."""
-    found: dict[str, int] = {}
-    unquoted = [_QUOTED.sub("", line) for line in lines]
-    for delimiter in DELIMITERS:
-        counts = Counter(line.count(delimiter) + 1 for line in unquoted)
-        num_fields, num_lines = counts.most_common(1)[0]
-        if num_fields > 1 and num_lines >= _AGREEING_SHARE * len(lines):
-            found[delimiter] = num_fields
+    # A quote inside a field must not swallow lines, so quoted line breaks are the second guess.
+    found = _field_counts([_QUOTED.sub("", line) for line in lines]) or _field_counts(
+        _QUOTED.sub("", "\n".join(lines)).split("\n")
+    )
     if not found:
         raise DataError(
             f"{path.name}: none of {', '.join(map(repr, DELIMITERS))} cuts its lines into equally "
@@ -98,6 +95,17 @@ def _delimiter(path: Path, lines: list[str]) -> tuple[str, int]:
         del found["|"]  # it is half of "||" throughout
     best = max(found, key=lambda delimiter: found[delimiter])
     return best, found[best]
+
+
+def _field_counts(lines: list[str]) -> dict[str, int]:
+    """By delimiter that cuts nearly all lines into equally many fields, their number."""
+    found: dict[str, int] = {}
+    for delimiter in DELIMITERS:
+        counts = Counter(line.count(delimiter) + 1 for line in lines)
+        num_fields, num_lines = counts.most_common(1)[0]
+        if num_fields > 1 and num_lines >= _AGREEING_SHARE * len(lines):
+            found[delimiter] = num_fields
+    return found
 
 
 def _is_header(columns: pa.RecordBatch) -> bool:

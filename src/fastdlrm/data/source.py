@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,8 +102,10 @@ def require_file(path: Path) -> None:
     """Check that a path is a file.
 
     Raises:
-        DataError: It does not exist, or is a folder or something else.
+        DataError: It does not exist, is a folder or something else, or has a name that is no text.
     """
+    if not _is_text(path.name):
+        raise DataError(f"{path.name!r}: the name is not UTF-8, so no artifact can hold it; rename")
     if path.is_dir():
         raise DataError(f"{path}: a folder; name its files, e.g. '{path}/*'")
     if not path.exists():
@@ -113,32 +114,14 @@ def require_file(path: Path) -> None:
         raise DataError(f"{path}: not a regular file; copy its content to one")
 
 
-def connect(memory_bytes: int, temp_folder: Path, num_threads: int) -> duckdb.DuckDBPyConnection:
-    """An in-memory database that keeps the order of rows.
-
-    Args:
-        memory_bytes: Most memory it takes; beyond, it spills to disk.
-        temp_folder: Where it spills; made when needed.
-        num_threads: Threads it runs.
-    """
-    return duckdb.connect(
-        config={
-            "memory_limit": f"{memory_bytes}B",
-            "temp_directory": str(temp_folder),
-            "threads": num_threads,
-            "preserve_insertion_order": True,
-        }
-    )
-
-
 def stage_file(
-    connection: duckdb.DuckDBPyConnection,
     path: Path,
     source: SourceConfig,
     schema: Schema,
     out: Path,
     *,
     on_bad_row: Literal["error", "skip"],
+    remedy: str = "correct the row",
     labelled: bool = True,
     time_column: str = "",
 ) -> StagedFile:
@@ -151,12 +134,12 @@ def stage_file(
     at once.
 
     Args:
-        connection: Not used: no SQL takes part.
         path: The raw file.
         source: Its layout.
         schema: Its columns.
         out: File to write; it appears complete or not at all.
         on_bad_row: Whether a bad row ends the reading or is left out.
+        remedy: What the message about a bad row says to do.
         labelled: Whether the label is read. If not, the label's column may be absent; in a
             headerless text file it is if rows have one field less than columns are declared.
         time_column: Raw column that becomes `__time`; empty for none.
@@ -177,7 +160,7 @@ def stage_file(
         may_lack = "" if labelled else schema.label.column
         reader = TextReader(path, source, converter.columns, may_lack)
     unit = "row" if source.format == "parquet" else "line"
-    bad_rows = _BadRows(path.name, unit, is_error=on_bad_row == "error")
+    bad_rows = _BadRows(path.name, unit, remedy if on_bad_row == "error" else None)
     num_found = 0
     with _open_staged(out) as staged:
         for raw in reader.batches():
@@ -204,23 +187,20 @@ def stage_file(
 
 @dataclass(slots=True)
 class _BadRows:
-    """Counts a file's bad rows and keeps the first, or raises at the first."""
+    """Counts a file's bad rows and keeps the first; with a remedy to tell, raises at the first."""
 
     name: str
     unit: str
-    is_error: bool
+    remedy: str | None
     num_rows: int = 0
     first: list[BadRow] = field(default_factory=list)
 
     def add(self, bad: list[tuple[int, str]]) -> None:
         if not bad:
             return
-        if self.is_error:
+        if self.remedy is not None:
             line, reason = min(bad)
-            raise DataError(
-                f"{self.name} {self.unit} {line}: {reason}; correct the row, or pass "
-                "--on-bad-row skip"
-            )
+            raise DataError(f"{self.name} {self.unit} {line}: {reason}; {self.remedy}")
         self.num_rows += len(bad)
         room = MAX_REPORTED - len(self.first)
         self.first += [BadRow(self.name, *found) for found in sorted(bad)[:room]]
@@ -298,6 +278,14 @@ def _open_staged(out: Path) -> Iterator[_Staged]:
             temporary.replace(out)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without(rows: pa.RecordBatch, bad: list[int]) -> pa.RecordBatch:

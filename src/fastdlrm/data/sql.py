@@ -1,9 +1,28 @@
 """SQL over a stream of values that need not fit memory."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+
+
+def connect(memory_bytes: int, temp_folder: Path, num_threads: int) -> duckdb.DuckDBPyConnection:
+    """An in-memory database that keeps the order of rows.
+
+    Args:
+        memory_bytes: Most memory it takes; beyond, it spills to disk.
+        temp_folder: Where it spills; made when needed.
+        num_threads: Threads it runs.
+    """
+    return duckdb.connect(
+        config={
+            "memory_limit": f"{memory_bytes}B",
+            "temp_directory": str(temp_folder),
+            "threads": num_threads,
+            "preserve_insertion_order": True,
+        }
+    )
 
 
 def select(

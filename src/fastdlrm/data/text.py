@@ -141,15 +141,15 @@ class TextReader:
         _, end, num_rows, line, _ = split_rows(block, 0, 0, 1, is_final, dialect, buffers)
         if flaw := _flaw(text[:end]) if num_rows else "a stray quote":
             raise DataError(
-                f"{self._name} line 1: not a header, it holds {flaw}; {_CHECK_DIALECT}, or set "
-                "data.source.header = false"
+                f"{self._name} line 1: not a header, it holds {flaw}; {_CHECK_DIALECT}, "
+                "or data.source.header"
             )
         names = [_texts(buffers, column, 1)[0].as_py() for column in range(num_fields)]
         if self._source.columns and list(self._source.columns) != names:
             raise DataError(
                 f"{self._name} line 1: the header names {len(names)} columns, {names}; "
                 f"data.source.columns {len(self._source.columns)}, {list(self._source.columns)}; "
-                "leave data.source.columns empty, or make them equal"
+                "make them equal; a header needs no data.source.columns"
             )
         return names, end, line
 

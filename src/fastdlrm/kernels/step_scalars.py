@@ -48,12 +48,13 @@ class StepScalars(NamedTuple):
         Returns:
             Shape (5,): float64 on the CPU, where it is read back exactly, float32 elsewhere.
         """
-        dtype = torch.float64 if device.type == "cpu" else torch.float32
         if isinstance(gradient_scale, Tensor):
-            return with_scale(torch.tensor(self, dtype=dtype, device=device), gradient_scale)
-        return torch.tensor(
-            self._replace(gradient_scale=gradient_scale), dtype=dtype, device=device
-        )
+            return with_scale(self.tensor(device), gradient_scale)
+        numbers = self._replace(gradient_scale=gradient_scale)
+        if device.type == "cpu":
+            return torch.tensor(numbers, dtype=torch.float64)
+        # Page-locked: the copy waits for nothing.
+        return torch.tensor(numbers, pin_memory=True).to(device, non_blocking=True)
 
 
 def with_scale(scalars: Tensor, gradient_scale: Tensor) -> Tensor:

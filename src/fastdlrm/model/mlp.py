@@ -8,13 +8,34 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastdlrm.model.config import Norm
 
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that a batch of one row does not stop.
+
+    In training a single row has no variance to be normalised by. It is what the last batch of an
+    epoch or a micro-batch may hold, so it is normalised by the running statistics, as in
+    evaluation, and leaves them as they are.
+
+    Source: Ioffe, Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise a batch, shape (B, width)."""
+        if len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 NORMS: dict[Norm, type[nn.Module] | None] = {
     "none": None,
-    "batch": nn.BatchNorm1d,
+    "batch": BatchNorm,
     "layer": nn.LayerNorm,
 }
 

@@ -45,17 +45,33 @@ class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     warmup_steps: int = 0
     """Steps of linear growth from near 0."""
     decay_start_step: int = 0
-    """First step of the decay (polynomial)."""
+    """First step of the decay (polynomial); not before the warm-up ends."""
     decay_steps: int = 0
     """Length of the decay (polynomial) or of one stair (step)."""
     gamma: float = 0.1
     """Factor of one stair (step)."""
 
     def __post_init__(self) -> None:
+        for name in ("warmup_steps", "decay_start_step", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"train.schedule.{name} is {getattr(self, name)}; 0 or more is allowed"
+                )
         if (self.name == "constant") == (self.decay_steps > 0):
             raise ConfigError(
                 f"train.schedule: decay_steps {self.decay_steps} with name {self.name!r}; constant "
                 "takes 0, step and polynomial 1 or more"
+            )
+        if self.name != "polynomial" and self.decay_start_step:
+            raise ConfigError(
+                f"train.schedule: decay_start_step {self.decay_start_step} with name "
+                f"{self.name!r}; only polynomial takes one, leave it out"
+            )
+        if self.name == "polynomial" and self.warmup_steps > self.decay_start_step:
+            raise ConfigError(
+                f"train.schedule: warmup_steps {self.warmup_steps} go beyond decay_start_step "
+                f"{self.decay_start_step}; the warm-up must end before the decay starts: set "
+                f"decay_start_step to {self.warmup_steps} or more, or warm up for fewer steps"
             )
 
 

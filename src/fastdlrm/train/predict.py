@@ -1,5 +1,6 @@
 """Raw files -> scores, in input order, with the encoding a run was trained on."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
-from fastdlrm.data.source import connect, stage_file
+from fastdlrm.data.source import stage_file
+from fastdlrm.data.write import disk_errors
 from fastdlrm.errors import DataError
 from fastdlrm.train.evaluate import scores
 from fastdlrm.train.run import Run
@@ -28,7 +30,6 @@ def predict(
     checkpoint: str,
     device: torch.device,
     labelled: bool,
-    memory_bytes: int,
 ) -> int:
     """Score every row of raw files and write a Parquet file.
 
@@ -42,7 +43,6 @@ def predict(
         checkpoint: "best", "last" or a step.
         device: Where to compute.
         labelled: Whether the files hold the label column.
-        memory_bytes: Limit of the reader.
 
     Returns:
         Rows scored.
@@ -50,49 +50,61 @@ def predict(
     Raises:
         DataError: An input is malformed, or `out` cannot be written.
     """
-    model = run.load_model(checkpoint).to(device)
-    encoder = Encoder.load(run.folder, run.manifest.schema, run.manifest.encoding)
-    source, schema = run.recipe.data.source, run.manifest.schema
-    size = run.recipe.train.eval_batch_size
-    temporary = out.with_name(f".{out.name}.tmp")
+    if out.is_dir():
+        raise DataError(f"{out}: a folder; name the Parquet file to write")
+    scorer = _Scorer(run, checkpoint, device)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     num_rows = 0
-    try:
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
-            pq.ParquetWriter(temporary, SCHEMA) as writer,
-        ):
-            connection = connect(memory_bytes, Path(folder), 2)
-            for path in inputs:
-                staged = stage_file(
-                    connection,
-                    path,
-                    source,
-                    schema,
-                    Path(folder) / "staged.parquet",
-                    on_bad_row="error",
-                    labelled=labelled,
-                )
-                row = 0
-                for batch in _encoded(encoder, staged.path):
-                    logits = [z for z, _ in scores(model, Rows([batch], schema), size, device)]
-                    probabilities = torch.sigmoid(torch.cat(logits)).numpy()
-                    writer.write_batch(_output(path.name, row, probabilities))
-                    row += len(probabilities)
-                num_rows += row
-        temporary.replace(out)
-    except OSError as problem:
-        raise DataError(f"{out}: cannot be written: {problem.strerror or problem}") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            with (
+                tempfile.TemporaryDirectory(dir=out.parent, prefix=".predict-") as folder,
+                pq.ParquetWriter(temporary, SCHEMA) as writer,
+            ):
+                staged = Path(folder) / "staged.parquet"
+                for path in inputs:
+                    _stage(run, path, staged, labelled)
+                    for rows in scorer.scores_of(path.name, staged):
+                        writer.write_batch(rows)
+                        num_rows += rows.num_rows
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
     return num_rows
 
 
-def _encoded(encoder: Encoder, staged: Path) -> Iterator[pa.RecordBatch]:
-    for batch in pq.ParquetFile(staged).iter_batches(ROWS_A_CHUNK):
-        yield encoder.encode(batch)
+class _Scorer:
+    """A run's encoder and model as one."""
+
+    def __init__(self, run: Run, checkpoint: str, device: torch.device) -> None:
+        self._schema = run.manifest.schema
+        self._encoder = Encoder.load(run.folder, self._schema, run.manifest.encoding)
+        self._model = run.load_model(checkpoint).to(device)
+        self._batch_size = run.recipe.train.eval_batch_size
+        self._device = device
+
+    def scores_of(self, name: str, staged: Path) -> Iterator[pa.RecordBatch]:
+        """A staged file's scores, as SCHEMA says, in pieces."""
+        first_row = 0
+        for batch in pq.ParquetFile(staged).iter_batches(ROWS_A_CHUNK):
+            encoded = Rows([self._encoder.encode(batch)], self._schema)
+            pieces = scores(self._model, encoded, self._batch_size, self._device)
+            probabilities = torch.sigmoid(torch.cat([logits for logits, _ in pieces])).numpy()
+            rows = np.arange(first_row, first_row + len(probabilities))
+            names = pa.array([name] * len(rows))
+            yield pa.record_batch([names, rows, probabilities], schema=SCHEMA)
+            first_row += len(rows)
 
 
-def _output(name: str, first_row: int, probabilities: np.ndarray) -> pa.RecordBatch:
-    rows = np.arange(first_row, first_row + len(probabilities))
-    return pa.record_batch([pa.array([name] * len(rows)), rows, probabilities], schema=SCHEMA)
+def _stage(run: Run, path: Path, out: Path, labelled: bool) -> None:
+    source, schema = run.recipe.data.source, run.manifest.schema
+    remedy = "correct the row"
+    if labelled:
+        remedy += "; if the file has no labels, pass --unlabelled"
+    try:
+        stage_file(path, source, schema, out, on_bad_row="error", remedy=remedy, labelled=labelled)
+    except DataError as problem:
+        if labelled and f"lacks column {schema.label.column!r}" in str(problem):
+            raise DataError(f"{problem}, or pass --unlabelled") from problem
+        raise

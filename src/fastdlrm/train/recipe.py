@@ -3,6 +3,7 @@
 import msgspec
 
 from fastdlrm.data.config import DataConfig
+from fastdlrm.errors import ConfigError
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.train.config import TrainConfig
 
@@ -15,3 +16,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed}; 0 .. 2**64 - 1 is allowed")

@@ -6,11 +6,13 @@ RUN/checkpoints/step-*/      see `fastdlrm.checkpoint.store`
 RUN/records.jsonl            see `fastdlrm.train.records`
 """
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from fastdlrm import __version__
@@ -27,11 +29,14 @@ from fastdlrm.contracts.manifest import (
     verify_files,
     write_manifest,
 )
+from fastdlrm.data.config import DataConfig
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,7 +58,7 @@ class Run:
     Attributes:
         folder: Where it lies.
         manifest: Schema and encoding it was trained on.
-        recipe: The resolved config.
+        recipe: The resolved config; its [data] is that of the dataset, whatever the config said.
     """
 
     folder: Path
@@ -70,8 +75,11 @@ class Run:
         """Make a run's folder.
 
         Raises:
-            ConfigError: The folder holds something already.
+            ConfigError: The folder is a file, or holds something already.
         """
+        recipe = _with_data_of(dataset, recipe)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--out {folder}: not a folder; name one to be made")
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(
                 f"--out {folder}: not empty; pass --resume to continue the run in it, or name "
@@ -122,15 +130,16 @@ class Run:
             shutil.rmtree(folder / "vocab", ignore_errors=True)
             return cls.create(folder, recipe, dataset)
         run = cls.open(folder)
-        if differing := _differences(to_tree(run.recipe), to_tree(recipe)):
-            raise ConfigError(
-                f"--resume {folder}: {differing[0]} differs from the run's; resume with the run's "
-                f"config (only {', '.join(sorted(MAY_CHANGE))} of [train] may change)"
-            )
+        recipe = _with_data_of(dataset, recipe)
         if sha256_of(dataset.manifest_path) != run.manifest.dataset_sha256:
             raise DataError(
                 f"--resume {folder}: {dataset.folder} is not the dataset of this run; name the one "
                 "it was started with"
+            )
+        if differing := _differences(to_tree(run.recipe), to_tree(recipe)):
+            raise ConfigError(
+                f"--resume {folder}: {differing[0]} differs from the run's; resume with the run's "
+                f"config (only {', '.join(sorted(MAY_CHANGE))} of [train] may change)"
             )
         return cls(folder, run.manifest, recipe)
 
@@ -197,6 +206,17 @@ class Run:
         tensors = store.load(folder, groups=("model",)).tensors["model"]
         store.copy_into(model.state_tensors(), tensors, str(folder))
         return model.eval()
+
+
+def _with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
+    """The config with the [data] that the dataset was prepared with: it says how raw files look."""
+    data = from_tree(dataset.manifest.config["data"], DataConfig, str(dataset.manifest_path))
+    if data != recipe.data:
+        logger.warning(
+            "[data] of the config is not what %s was prepared with; the dataset's holds",
+            dataset.folder,
+        )
+    return msgspec.structs.replace(recipe, data=data)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import pyarrow.parquet as pq
 
 from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
 from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.source import StagedFile, stage_file
-
-CONNECTION = duckdb.connect()
 
 TSV = SourceConfig(format="csv", delimiter="\t", quote="", columns=("label", "I1", "C1", "U"))
 """Label, a number, a hexadecimal id, an integer id."""
@@ -53,7 +50,6 @@ def stage(
     if content is not None:
         path.write_bytes(content)
     return stage_file(
-        CONNECTION,
         path,
         source,
         schema,

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import random
 from datetime import datetime, timedelta
@@ -174,6 +175,27 @@ def test_malformed_rows_are_counted(tmp_path: Path) -> None:
     assert inference.num_rows == NUM_ROWS
     (warning,) = inference.warnings
     assert warning.startswith("2 malformed rows, the first in line 402: 2 fields, 3 are expected")
+
+
+def test_line_breaks_within_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "first\nsecond", "note"])
+        notes = ("one\ntwo", "a,b\r\nc", 'say ""hi""\n\n', "plain")
+        writer.writerows([i % 2, i, notes[i % 4]] for i in range(NUM_ROWS))
+    inference = infer(path)
+    assert inference.config.source.header
+    assert [column.name for column in inference.columns] == ["label", "first\nsecond", "note"]
+    assert (inference.num_rows, inference.columns[2].num_distinct) == (NUM_ROWS, 4)
+
+
+def test_a_quote_within_fields_hides_no_lines(tmp_path: Path) -> None:
+    """Inches: the quotes of two lines enclose no text."""
+    sizes = [f'{i % 3}" tv' for i in range(NUM_ROWS)]
+    inference = _infer(tmp_path, size=sizes)
+    assert [column.name for column in inference.columns] == ["label", "price", "size"]
+    assert inference.num_rows == NUM_ROWS
 
 
 def test_the_sample_is_of_the_first_rows(tmp_path: Path) -> None:
@@ -360,7 +382,14 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     ):
         infer(path)
     path.write_bytes(b'"a"b,1\n"a"b,2\n')
-    with pytest.raises(DataError, match=r"^log: no rows; name a file that has some$"):
+    with pytest.raises(
+        DataError, match=r"^log: none of its rows can be read; the first, line 1: text follows a cl"
+    ):
+        infer(path)
+    path.write_text("label,x\n" + "1,2\n" * 20, encoding="utf-16")
+    with pytest.raises(
+        DataError, match=r"the first, line 1: a NUL byte; convert it to delimited UTF-8 text or Pa"
+    ):
         infer(path)
     pq.write_table(pa.table({"label": pa.array([], pa.int8())}), path)
     with pytest.raises(DataError, match=r"^log: no rows; name a file that has some$"):

@@ -73,6 +73,21 @@ def test_an_error_in_the_thread_is_raised():
         list(prefetch(broken()))
 
 
+def test_batches_are_gathered_ahead():
+    """The reference gathers a batch only when the last one has been trained on."""
+    is_second_gathered = threading.Event()
+
+    def batches():
+        yield from _rows(2).batches(2)
+        is_second_gathered.set()
+        yield from _rows(2).batches(2)
+
+    ahead = prefetch(batches())
+    next(ahead)
+    assert is_second_gathered.wait(timeout=60)
+    ahead.close()
+
+
 def test_closing_early_ends_the_thread():
     batches = _loader().epoch(0)
     next(batches)

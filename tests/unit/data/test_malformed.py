@@ -14,7 +14,6 @@ from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.source import MAX_REPORTED, stage_file
 from fastdlrm.errors import DataError
 from tests.unit.data.raw_files import (
-    CONNECTION,
     CSV,
     PARQUET,
     SCHEMA,
@@ -72,7 +71,7 @@ def _fails(path: Path, content: bytes | None, message: str, source: SourceConfig
 def test_a_bad_row_is_named_or_left_out(tmp_path: Path, row: bytes, reason: str) -> None:
     path = tmp_path / "day_3.gz"
     content = gzip.compress(GOOD * 3 + row + b"\n" + GOOD)
-    message = f"day_3.gz line 4: {reason}; correct the row, or pass --on-bad-row skip"
+    message = f"day_3.gz line 4: {reason}; correct the row"
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         stage(path, content)
     _require_nothing_left(tmp_path)
@@ -199,7 +198,7 @@ def test_parquet_read_as_text(tmp_path: Path) -> None:
     path = tmp_path / "log"
     pq.write_table(pa.table({"label": [1]}), path)
     message = (
-        "log: a Parquet file; plain or gzipped text is read here, convert it, or set "
+        "log: a Parquet file; plain or gzipped text is read here, convert it, or check "
         "data.source.format"
     )
     _fails(path, None, message)
@@ -213,7 +212,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^/.*/folder/staged\.parquet: the disk refuses: .*; check"
     ):
-        stage_file(CONNECTION, tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
+        stage_file(tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
 
 
 FULL_DISK = """

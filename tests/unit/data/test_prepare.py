@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -188,13 +189,69 @@ def test_shuffled_train_rows_are_the_same_rows(log: Path, tmp_path: Path) -> Non
     assert rows_of(tmp_path / "shuffled", "test") == rows_of(tmp_path / "ordered", "test")
 
 
+NUMBERED = msgspec.structs.replace(
+    SHOP,
+    dense=(DenseGroup(columns=("row",), transform="none"),),
+    sparse=(
+        SparseGroup(columns=("item",), min_count=2, max_rows=20),
+        SparseGroup(columns=("item",), name="hashed", encoding="hash", max_rows=7),
+    ),
+    split=SplitConfig(
+        validation=Holdout(by="hash", amount=0.2), test=Holdout(by="hash", amount=0.2)
+    ),
+    shuffle=True,
+)
+"""Rows that tell their number."""
+
+
+def test_splits_share_no_row_and_no_id_is_beyond_its_table(tmp_path: Path) -> None:
+    """The reference's random test rows are its train rows, and its drawn ids can exceed tables."""
+    drawn = np.random.default_rng(3).zipf(1.2, 2000)
+    lines = [f"{'yes' if row % 3 else 'no'},{row},{item}" for row, item in enumerate(drawn)]
+    inputs = shop(tmp_path / "log", {"day.csv": ["bought,row,item", *lines]})
+    manifest = prepare(inputs, NUMBERED, tmp_path / "data", memory_bytes=GIB)
+    rows = {name: rows_of(tmp_path / "data", name) for name in manifest.splits}
+    numbers = [row["row"] for split in rows.values() for row in split]
+    assert sorted(numbers) == list(range(2000))
+    assert min(map(len, rows.values())) > 300
+    for table, num_embeddings in (("item", 20), ("hashed", 7)):
+        assert manifest.encoding.tables[table].num_embeddings == num_embeddings
+        for split in rows.values():
+            assert {row[table] for row in split} <= set(range(num_embeddings))
+
+
+def test_ids_from_2_to_the_31_have_rows_of_their_own(tmp_path: Path) -> None:
+    """The reference's preprocessing overflows on them."""
+    ids = [2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
+    lines = [f"{'yes' if n % 2 else 'no'},{n},{i:x}" for i in ids for n in range(2)]
+    inputs = shop(tmp_path / "log", {"day.csv": ["bought,row,item", *lines]})
+    sparse = (SparseGroup(columns=("item",), key="hex"),)
+    nothing = Holdout(by="none")
+    split = SplitConfig(validation=nothing, test=nothing)
+    config = msgspec.structs.replace(NUMBERED, sparse=sparse, split=split, shuffle=False)
+    prepare(inputs, config, tmp_path / "data", memory_bytes=GIB)
+    found = [row["item"] for row in rows_of(tmp_path / "data", "train")]
+    assert sorted(found) == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
+    assert found[::2] == found[1::2]
+
+
+def test_no_value_is_stored_in_64_bits(log: Path, tmp_path: Path) -> None:
+    """The reference writes numbers and ids in 64 bits, twice the disk."""
+    inputs = expand_inputs([f"{log}/*.gz"])
+    prepare(inputs, tiny_recipe().data, tmp_path / "data", memory_bytes=GIB)
+    for path in (tmp_path / "data" / "train").iterdir():
+        with pa.memory_map(str(path)) as source:
+            columns = pa.ipc.open_file(source).schema
+        assert {str(field.type) for field in columns} == {"uint8", "float"}
+
+
 def test_bad_rows_are_an_error_or_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     days = dict(DAYS)
     days["day_0.csv"] = [*DAYS["day_0.csv"], "perhaps,1,tea,,0", "no,1,tea"]
     inputs = shop(tmp_path / "log", days)
-    with pytest.raises(DataError, match=r"day_0.csv line 5"):
+    with pytest.raises(DataError, match=r"line 5: .*; correct the row, or pass --on-bad-row skip$"):
         prepare(inputs, SHOP, tmp_path / "data", memory_bytes=GIB)
     assert not (tmp_path / "data").exists()
     with caplog.at_level(logging.WARNING):

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -15,7 +16,6 @@ from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.source import (
     ROW_GROUP_ROWS,
     StagedFile,
-    connect,
     expand_inputs,
     stage_file,
 )
@@ -23,7 +23,6 @@ from fastdlrm.errors import ConfigError, DataError
 from fastdlrm.train.recipe import Recipe
 from tests.builders import shared_data
 from tests.unit.data.raw_files import (
-    CONNECTION,
     CSV,
     PARQUET,
     SCHEMA,
@@ -67,12 +66,12 @@ def test_inputs_that_are_no_files(tmp_path: Path) -> None:
         expand_inputs(["/dev/null"])
 
 
-def test_a_connection_keeps_its_limits(tmp_path: Path) -> None:
-    with connect(2**30, tmp_path / "spill", 1) as connection:
-        settings = "memory_limit", "temp_directory", "threads"
-        query = ", ".join(f"current_setting('{name}')" for name in settings)
-        found = connection.sql(f"SELECT {query}").fetchall()
-    assert found == [("1.0 GiB", str(tmp_path / "spill"), 1)]
+def test_a_file_name_that_is_no_text(tmp_path: Path) -> None:
+    """The manifest and the scores could not name the file."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/day_\xff"))
+    path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"^'day_\\udcff': the name is not UTF-8, so no artifact"):
+        expand_inputs([str(path)])
 
 
 def _random_log(seed: int, num_rows: int) -> list[list[str]]:
@@ -127,7 +126,7 @@ def test_the_real_criteo_sample(tmp_path: Path) -> None:
     data = load_config("criteo-generated", Recipe).data
     path = shared_data() / "criteo_sample" / "day_3.gz"
     out = tmp_path / "staged.parquet"
-    staged = stage_file(CONNECTION, path, data.source, data.schema(), out, on_bad_row="error")
+    staged = stage_file(path, data.source, data.schema(), out, on_bad_row="error")
     rows = rows_of(staged)
     text = gzip.decompress(path.read_bytes()).decode()
     log = [line.split("\t") for line in text.splitlines()]
@@ -181,7 +180,7 @@ def test_files_are_staged_by_threads_alike(tmp_path: Path) -> None:
 
     def staged_beside(path: Path) -> StagedFile:
         out = path.with_suffix(".parquet")
-        return stage_file(CONNECTION.cursor(), path, TSV, SCHEMA, out, on_bad_row="error")
+        return stage_file(path, TSV, SCHEMA, out, on_bad_row="error")
 
     with ThreadPoolExecutor(4) as pool:
         staged = list(pool.map(staged_beside, paths))

@@ -122,6 +122,7 @@ def test_features_of_a_table_are_counted_together_and_bags_id_by_id(tmp_path: Pa
 @pytest.mark.parametrize("key", ["hex", "string"])
 @pytest.mark.parametrize("by", ["file", "position", "hash"])
 def test_values_of_the_test_rows_do_not_leak(tmp_path: Path, key: str, by: str) -> None:
+    """The reference counts the values of test rows too."""
     # Every row has a value of its own, so the vocabulary tells which rows were counted.
     values = [format(row, "03x") for row in range(200)]
     column = pa.array(values if key == "string" else [int(v, 16) for v in values],

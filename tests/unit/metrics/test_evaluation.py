@@ -110,8 +110,11 @@ def test_one_class_leaves_undefined_metrics_out(label: float) -> None:
     assert histogram.auc_error_bound is None
 
 
-def test_w19_accuracy_is_no_headline() -> None:
-    """At a click rate of 3 % "never" is right 97 times in 100 and yet knows nothing."""
+def test_accuracy_is_no_headline() -> None:
+    """The reference reports accuracy at probability 0.5 by default.
+
+    At a click rate of 3 % "never" is right 97 times in 100 and yet knows nothing.
+    """
     rng = np.random.default_rng(0)
     labels = (np.arange(10_000) % 100 < 3).astype(np.float32)
     never = evaluated(np.full(10_000, -9.0), labels)
@@ -125,7 +128,8 @@ def test_w19_accuracy_is_no_headline() -> None:
     assert default.default == "auc"
 
 
-def test_w19_only_values_that_exist_have_a_heading() -> None:
+def test_only_values_that_exist_have_a_heading() -> None:
+    """The reference prints the heading of a training accuracy that it no longer computes."""
     assert tuple(evaluated([0.0, 1.0], [0.0, 1.0]).scalars()) == SCALARS
     assert tuple(evaluated([0.0], [0.0]).scalars()) == ("log_loss", "ece", "accuracy")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
@@ -33,11 +33,11 @@ def _model() -> DLRM:
 def _batch(B: int, seed: int = 0) -> Batch:
     draw = np.random.default_rng(seed)
     ids = np.concatenate([draw.integers(0, 20, B), draw.integers(0, 7, B)]).astype(np.int32)
-    return Batch(
-        dense=torch.from_numpy(draw.normal(size=(B, 3)).astype(np.float32)),
-        sparse=SparseBatch(ids=torch.from_numpy(ids), lengths=None, weights=None, num_features=2),
-        labels=torch.from_numpy(draw.integers(0, 2, B).astype(np.float32)),
-    )
+    batch = Batch.allocate(B, 3, 2)
+    batch.sparse.ids.copy_(torch.from_numpy(ids))
+    batch.dense.copy_(torch.from_numpy(draw.normal(size=(B, 3)).astype(np.float32)))
+    batch.labels.copy_(torch.from_numpy(draw.integers(0, 2, B).astype(np.float32)))
+    return batch
 
 
 def _config(dense: str = "sgd", sparse: str = "sgd", **changes) -> TrainConfig:
@@ -114,6 +114,24 @@ def test_schedule_drives_both_optimizers():
     TrainStep(warming, warm)(_batch(12), 0)
     for w0, a, b in zip(start, constant.parameters(), warming.parameters(), strict=True):
         assert torch.allclose((a - w0) / 10, b - w0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("use_cuda_graph", [False, True])
+def test_a_step_waits_for_no_number_of_the_device(use_cuda_graph: bool) -> None:
+    """The reference fetches the loss at every step; here it stays a tensor until it is recorded."""
+    model = _model().cuda()
+    step = TrainStep(model, _config(use_cuda_graph=use_cuda_graph))
+    batches = [_batch(12, k).pin() for k in range(6)]
+    for k in range(4):  # compiles, allocates, captures
+        step(batches[k], k)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = [step(batches[k], k) for k in (4, 5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(loss.is_cuda for loss in losses)
 
 
 def test_rows_outside_the_batch_do_not_move():

@@ -119,3 +119,9 @@ def test_checkpoint_names(dataset, tmp_path):
     fresh = Run.create(tmp_path / "fresh", tiny_recipe(), dataset)
     with pytest.raises(CheckpointError, match="no checkpoint yet; train it first"):
         fresh.checkpoint_folder("last")
+
+
+def test_batch_norm_takes_a_last_batch_of_one_row(dataset, tmp_path):
+    num_rows = dataset.manifest.splits["train"].num_rows
+    settings = ("model.norm='batch'", f"train.global_batch_size={num_rows - 1}")
+    assert _train(tmp_path / "run", dataset, *settings).step == 2
