@@ -40,7 +40,7 @@ class UpdateRule(NamedTuple):
     def zero_state(self, weight: Tensor) -> dict[str, Tensor]:
         """The rule's state before the first step, by name; the first dimension of each is R.
 
-        float32 for tables of 16 bits too.
+        float32 for tables of 16 bits too; where the weight is.
         """
         full, by_row = tuple(weight.shape), (weight.shape[0],)
         kinds: dict[RuleName, dict[str, tuple[int, ...]]] = {
@@ -51,7 +51,9 @@ class UpdateRule(NamedTuple):
         }
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return {
-            name: torch.zeros(shape, dtype=dtype, device=weight.device)
+            name: torch.zeros(
+                shape, dtype=dtype, device=weight.device, pin_memory=weight.is_pinned()
+            )
             for name, shape in kinds[self.name].items()
         }
 

@@ -17,9 +17,12 @@ def build_dlrm(
     schema: Schema,
     encoding: Encoding,
     seed: int,
+    *,
     table_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    host_tables: bool = False,
 ) -> DLRM:
-    """Make a model on the CPU; the tables are drawn first, then the bottom and the top MLP.
+    """Make a model; the tables are drawn first, then the bottom and the top MLP.
 
     Args:
         config: Shape of the model.
@@ -27,6 +30,8 @@ def build_dlrm(
         encoding: Sizes of its tables.
         seed: Of all weights; the global random state is left alone.
         table_dtype: Of the tables' rows.
+        device: Where it computes; one seed gives the same weights on every device.
+        host_tables: Whether a GPU's tables lie in page-locked host memory.
 
     Raises:
         ConfigError: The config does not fit the schema.
@@ -41,6 +46,8 @@ def build_dlrm(
         embedding_dim=config.embedding_dim,
         pooling=config.pooling,
         dtype=table_dtype,
+        device="cpu" if host_tables else device,
+        pin=host_tables,
     )
     tables.initialise(config.init, generator, config.embedding_std)
     bottom_mlp = None
@@ -60,10 +67,11 @@ def build_dlrm(
         dropout=config.dropout,
         generator=generator,
     )
+    tables.feature_starts = tables.feature_starts.to(device)
     return DLRM(
         tables,
-        bottom_mlp,
-        top_mlp,
+        None if bottom_mlp is None else bottom_mlp.to(device),
+        top_mlp.to(device),
         interaction=config.interaction,
         include_diagonal=config.include_diagonal,
     )

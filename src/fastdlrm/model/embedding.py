@@ -40,6 +40,8 @@ class EmbeddingTables(nn.Module):
         embedding_dim: int,
         pooling: Pooling = "sum",
         dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        pin: bool = False,
     ) -> None:
         """Allocate the stack.
 
@@ -49,6 +51,8 @@ class EmbeddingTables(nn.Module):
             embedding_dim: D.
             pooling: How the rows of a bag become one vector.
             dtype: Of the rows.
+            device: Where the rows lie.
+            pin: Whether they are page-locked, so that a GPU's kernels can read them from afar.
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
@@ -56,12 +60,14 @@ class EmbeddingTables(nn.Module):
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         num_rows = sum(self.num_embeddings.values())
-        self.weight = nn.Parameter(torch.empty(num_rows, embedding_dim, dtype=dtype))
+        self.weight = nn.Parameter(
+            torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
+        )
         starts = torch.tensor(
             [self._starts[table] for table in feature_tables],
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
         )
-        self.register_buffer("feature_starts", starts, persistent=False)
+        self.register_buffer("feature_starts", starts.to(device), persistent=False)
 
     @torch.no_grad()
     def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
@@ -69,16 +75,21 @@ class EmbeddingTables(nn.Module):
 
         Args:
             init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
-            generator: On the weight's device.
+            generator: On any device; a table is drawn there and copied to where it lies, so one
+                seed gives the same tables on every device.
             std: Of "normal".
         """
         for name, rows in self.num_embeddings.items():
             table = self.table(name)
+            is_there = table.device.type == generator.device.type
+            drawn = table if is_there else torch.empty_like(table, device=generator.device)
             if init == "reference":
                 bound = math.sqrt(1 / rows)
-                table.uniform_(-bound, bound, generator=generator)
+                drawn.uniform_(-bound, bound, generator=generator)
             else:
-                table.normal_(0, std, generator=generator)
+                drawn.normal_(0, std, generator=generator)
+            if not is_there:
+                table.copy_(drawn)
 
     def table(self, name: str) -> Tensor:
         """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""

@@ -116,6 +116,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     parameters and their optimizer stay in fp32."""
     table_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the tables' rows; 16 bits halve their memory, bf16 is rounded stochastically."""
+    table_placement: Literal["device", "host"] = "device"
+    """Of the tables and their optimizer's state when a GPU computes. host: in page-locked memory
+    that the GPU's kernels read and write over the bus, for tables that exceed the card; slower."""
     use_cuda_graph: bool = True
     """On a GPU, replay whole steps as one captured graph where that is possible: much faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

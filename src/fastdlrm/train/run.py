@@ -184,15 +184,22 @@ class Run:
             f"{self.folder}: no checkpoint {name!r}; best, last or one of {steps} is allowed"
         )
 
-    def build_model(self) -> DLRM:
-        """The model as it is before the first step, on the CPU."""
+    def build_model(self, device: torch.device | str = "cpu") -> DLRM:
+        """The model as it is before the first step.
+
+        Args:
+            device: Where it computes.
+        """
         recipe, manifest = self.recipe, self.manifest
+        is_gpu = torch.device(device).type == "cuda"
         return build_dlrm(
             recipe.model,
             manifest.schema,
             manifest.encoding,
             recipe.seed,
             table_dtype=TABLE_DTYPES[recipe.train.table_dtype],
+            device=device,
+            host_tables=is_gpu and recipe.train.table_placement == "host",
         )
 
     def load_model(self, checkpoint: str = "best") -> DLRM:

@@ -79,7 +79,8 @@ class SparseOptimizer:
             learning_rate: After the schedule.
             scale: Factor on the gradient, from clipping; l2 is added afterwards.
         """
-        self.apply(self.next_scalars(learning_rate).tensor(self._weight.device, scale))
+        device = self._tables.feature_starts.device
+        self.apply(self.next_scalars(learning_rate).tensor(device, scale))
 
     def next_scalars(self, learning_rate: float) -> StepScalars:
         """Count a step and give its numbers; `apply` does it."""

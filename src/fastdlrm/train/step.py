@@ -40,7 +40,9 @@ class TrainStep:
     def __init__(self, model: DLRM, config: TrainConfig) -> None:
         self.model = model
         self._config = config
-        self._device = model.tables.weight.device
+        self._device = next(iter(model.dense_parameters().values())).device
+        if self._device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
         compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         unfused = why_not_fused(model)
         self.dense_optimizer = DenseOptimizer(

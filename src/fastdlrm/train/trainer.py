@@ -21,6 +21,7 @@ from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
 from fastdlrm.train.config import Metric
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.memory import describe, memory_plan, require_fit
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
@@ -118,8 +119,15 @@ class Trainer:
             block_rows=self._config.shuffle_block_rows,
             pin=self._device.type == "cuda",
         )
+        manifest = run.manifest
+        plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
+        on_message(describe(plan))
+        require_fit(plan, self._device)
         torch.manual_seed(run.recipe.seed)
-        self._step = TrainStep(run.build_model().to(self._device).train(), self._config)
+        self._step = TrainStep(run.build_model(self._device).train(), self._config)
+        if self._device.type == "cuda":
+            why = self._step.why_no_graph
+            on_message(f"no CUDA graph: {why}" if why else "steps are replayed as one CUDA graph")
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
@@ -163,8 +171,7 @@ class Trainer:
             self._clock.start()
             for batch in batches:
                 self._clock.has_data()
-                moved = batch.to(self._device, non_blocking=True)
-                self._window_loss += self._step(moved, state.step)
+                self._window_loss += self._step(batch, state.step)
                 self._advance()
                 self._clock.has_stepped(batch.num_samples)
                 self._after_step()
