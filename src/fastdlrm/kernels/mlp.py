@@ -7,7 +7,8 @@ matrix products want: then the weight has as many more.
 Shapes: B batch, K inputs and N outputs of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,14 @@ class Layer(NamedTuple):
     bias: Tensor
     weight_grad: Tensor
     bias_grad: Tensor
+
+
+Aside = Callable[..., AbstractContextManager[None]]
+"""Called with the tensors that the block reads; the block may run later."""
+
+
+def _at_once(*held: Tensor) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
@@ -65,6 +74,7 @@ def mlp_backward(
     needs_input_grad: bool,
     accumulate: bool = False,
     grad_sum: Tensor | None = None,
+    aside: Aside = _at_once,
 ) -> Tensor | None:
     """The gradients of all parameters, and of the input.
 
@@ -76,21 +86,23 @@ def mlp_backward(
         needs_input_grad: Whether the input's gradient is asked for.
         accumulate: Whether to add to the layers' gradients instead.
         grad_sum: Column sums of `grad`, shape (N,), float32, where they are known already.
+        aside: Where the parameters' gradients are computed, as nothing here waits for them.
 
     Returns:
         Gradient of the input, shape (B, K) of the first layer; None where not asked for.
     """
+    sums = None if grad_sum is None else grad_sum.unsqueeze(0)
     for index in range(len(layers) - 1, -1, -1):
         layer, x = layers[index], activations[index]
-        _weight_grad(layer.weight_grad, grad, x, accumulate)
-        _bias_grad(layer.bias_grad, grad, grad_sum, accumulate)
+        with aside(grad, x) if sums is None else aside(grad, x, sums):
+            _weight_grad(layer.weight_grad, grad, x, accumulate)
+            _bias_grad(layer.bias_grad, grad, sums, accumulate)
         if index == 0 and not needs_input_grad:
             return None
         if index > 0 and has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
             grad, sums = gpu.masked_input_grad(grad, layer.weight, x)
-            grad_sum = sums.sum(0)
         else:
-            grad, grad_sum = grad @ layer.weight, None
+            grad, sums = grad @ layer.weight, None
             if index > 0:
                 grad = torch.ops.aten.threshold_backward(grad, x, 0)
     return grad
@@ -108,12 +120,15 @@ def _weight_grad(weight_grad: Tensor, grad: Tensor, x: Tensor, accumulate: bool)
         weight_grad.copy_(grad.t() @ x)
 
 
-def _bias_grad(bias_grad: Tensor, grad: Tensor, grad_sum: Tensor | None, accumulate: bool) -> None:
-    """Write or add the float32 gradient of a layer's bias: the column sums of `grad`."""
+def _bias_grad(bias_grad: Tensor, grad: Tensor, sums: Tensor | None, accumulate: bool) -> None:
+    """Write or add the float32 gradient of a layer's bias: the column sums of `grad`.
+
+    `sums` are partial ones, shape (any, N), where there are any.
+    """
     if accumulate:
-        bias_grad.add_(grad.sum(0, dtype=torch.float32) if grad_sum is None else grad_sum)
-    elif grad_sum is not None:
-        bias_grad.copy_(grad_sum)
+        bias_grad.add_(torch.sum(grad if sums is None else sums, 0, dtype=torch.float32))
+    elif sums is not None:
+        torch.sum(sums, 0, out=bias_grad)
     elif has_gpu_kernels() and grad.is_cuda and grad.dtype != torch.float32:
         gpu.column_sums(grad, bias_grad)
     else:

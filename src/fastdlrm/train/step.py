@@ -4,8 +4,6 @@ The tables stay outside autograd: the step takes the gradient of the pooled vect
 the sparse optimizer, which touches only the batch's rows.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -21,6 +19,7 @@ from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.head import AutogradHead, FusedHead, Head, why_not_fused
 from fastdlrm.train.loss import loss_function
 from fastdlrm.train.schedule import learning_rate
+from fastdlrm.train.side import SideStream
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
 GPU_WIDTH_MULTIPLE = 8
@@ -59,7 +58,7 @@ class TrainStep:
         else:
             rule = LossRule(config.loss, *config.class_weights)
             self._head = FusedHead(model, rule, self.dense_optimizer)
-        self._side = torch.cuda.Stream() if self._device.type == "cuda" else None
+        self._tables_side = SideStream(self._device)
         self.why_no_graph = why_no_graph(config, self._device)
         self._graph = None if self.why_no_graph else StepGraph(self._run, config.global_batch_size)
 
@@ -99,17 +98,15 @@ class TrainStep:
         is_whole = len(micro_batches) == 1 and not is_clipped
         order = None
         if is_whole:
-            with self._beside():
+            with self._tables_side():
                 order = self.sparse_optimizer.order(batch.sparse)
         losses = []
-        held = []  # what the stream beside reads lives until it is joined
         for k, micro in enumerate(micro_batches):
 
             def take(grad: Tensor, sparse: SparseBatch = micro.sparse) -> None:
-                held.append(grad)
                 self.sparse_optimizer.accumulate(sparse, grad, order)
                 if is_whole:
-                    with self._beside():
+                    with self._tables_side(grad):
                         self.sparse_optimizer.apply(sparse_scalars)
 
             losses.append(self._head(micro, num_samples, take, accumulate=k > 0))
@@ -119,20 +116,9 @@ class TrainStep:
                 with_scale(scalars, scale) for scalars in (dense_scalars, sparse_scalars)
             )
         self.dense_optimizer.apply(dense_scalars)
-        if self._side is not None:
-            torch.cuda.current_stream().wait_stream(self._side)
+        self._tables_side.join()
         self.sparse_optimizer.apply(sparse_scalars)  # nothing is left of a whole batch
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Work on the stream beside, after all that was asked of the current one so far."""
-        if self._side is None:
-            yield
-            return
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            yield
 
     def _clip(self) -> Tensor:
         """The factor that scales all gradients together to the largest norm allowed."""

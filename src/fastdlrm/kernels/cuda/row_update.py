@@ -19,7 +19,7 @@ TILE_NUMBERS = 512
 UNROLL = 2
 """Ids of a chunk read at a time."""
 WARPS = 2
-PARTS = 16
+PARTS = 64
 """Chunks of a long run added at a time."""
 
 
@@ -235,7 +235,7 @@ def update_rows_(
     )  # fmt: skip
     _long_kernel[(len(tags) // 2,)](
         weight, first, second, parts, tags, scalars, len(tags), *common, PARTS, l2 != 0,
-        is_stochastic, num_warps=1,
+        is_stochastic, num_warps=4,
     )  # fmt: skip
 
 
