@@ -7,8 +7,7 @@ matrix products want: then the weight has as many more.
 Shapes: B batch, K inputs and N outputs of a layer.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,14 +34,6 @@ class Layer(NamedTuple):
     bias: Tensor
     weight_grad: Tensor
     bias_grad: Tensor
-
-
-Aside = Callable[..., AbstractContextManager[None]]
-"""Called with the tensors that the block reads; the block may run later."""
-
-
-def _at_once(*held: Tensor) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
@@ -74,7 +65,6 @@ def mlp_backward(
     needs_input_grad: bool,
     accumulate: bool = False,
     grad_sum: Tensor | None = None,
-    aside: Aside = _at_once,
 ) -> Tensor | None:
     """The gradients of all parameters, and of the input.
 
@@ -86,7 +76,6 @@ def mlp_backward(
         needs_input_grad: Whether the input's gradient is asked for.
         accumulate: Whether to add to the layers' gradients instead.
         grad_sum: Column sums of `grad`, shape (N,), float32, where they are known already.
-        aside: Where the parameters' gradients are computed, as nothing here waits for them.
 
     Returns:
         Gradient of the input, shape (B, K) of the first layer; None where not asked for.
@@ -94,9 +83,8 @@ def mlp_backward(
     sums = None if grad_sum is None else grad_sum.unsqueeze(0)
     for index in range(len(layers) - 1, -1, -1):
         layer, x = layers[index], activations[index]
-        with aside(grad, x) if sums is None else aside(grad, x, sums):
-            _weight_grad(layer.weight_grad, grad, x, accumulate)
-            _bias_grad(layer.bias_grad, grad, sums, accumulate)
+        _weight_grad(layer.weight_grad, grad, x, accumulate)
+        _bias_grad(layer.bias_grad, grad, sums, accumulate)
         if index == 0 and not needs_input_grad:
             return None
         if index > 0 and has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):

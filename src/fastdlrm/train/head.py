@@ -30,7 +30,6 @@ from fastdlrm.kernels.mlp import mlp_backward, mlp_forward
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.loss import LossFunction
-from fastdlrm.train.side import SideStream
 
 TakeGradient = Callable[[Tensor], None]
 """Called with the gradient of the pooled vectors, shape (B, F, D)."""
@@ -115,7 +114,6 @@ class FusedHead:
             self._bottom.append(layer(joint, pad_outputs=False))
         self._top = [layer(name, pad_outputs=True) for name in top]
         self._last = layer(last, pad_outputs=False, master=True)
-        self._side = SideStream(optimizer.master.device)
 
     @torch.no_grad()
     def __call__(
@@ -145,7 +143,6 @@ class FusedHead:
             needs_input_grad=True,
             accumulate=accumulate,
             grad_sum=end.grad_sum,
-            aside=self._side,
         )
         assert grad is not None
         grad_vector, grad_pooled = join.backward(grad, vector)
@@ -157,9 +154,7 @@ class FusedHead:
                 self._bottom,
                 needs_input_grad=False,
                 accumulate=accumulate,
-                aside=self._side,
             )
-        self._side.join()
         return end.loss
 
     def _join(self, batch: Batch) -> "_Join":

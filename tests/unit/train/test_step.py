@@ -118,6 +118,7 @@ def test_schedule_drives_both_optimizers():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("use_cuda_graph", [False, True])
 def test_a_step_waits_for_no_number_of_the_device(use_cuda_graph: bool) -> None:
     """The reference fetches the loss at every step; here it stays a tensor until it is recorded."""
