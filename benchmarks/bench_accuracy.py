@@ -20,7 +20,8 @@ SHOWN = ("auc", "log_loss", "ne", "calibration", "ece", "num_samples", "num_posi
 
 def fastdlrm(*arguments: str) -> Any:
     """Run a command of the command line; its JSON result."""
-    done = subprocess.run(["fastdlrm", *arguments, "--json"], check=True, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", "fastdlrm", *arguments, "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
 
 

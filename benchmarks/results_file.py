@@ -10,12 +10,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fastdlrm import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def gpu() -> dict[str, str]:
+    """The GPU and its driver, where there is one."""
+    if not torch.cuda.is_available():
+        return {}
+    driver = Path("/proc/driver/nvidia/version")
+    words = driver.read_text().split() if driver.is_file() else []
+    releases = [word for word in words if word.count(".") >= 1 and word[0].isdigit()]
+    return {"gpu": torch.cuda.get_device_name(), "driver": releases[0] if releases else "unknown"}
+
+
 def host() -> dict[str, Any]:
-    """CPU model, cores, memory, versions and commit."""
+    """CPU and GPU model, cores, memory, versions and commit.
+
+    The commit is that of the checkout, or what GIT_COMMIT says where there is none.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     models = [
         line.split(":", 1)[1].strip()
@@ -26,13 +43,15 @@ def host() -> dict[str, Any]:
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     return {
+        **gpu(),
         "cpu": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{p: version(p) for p in ("fastdlrm", "torch", "numpy", "pyarrow", "duckdb", "numba")},
-        "commit": commit.stdout.strip(),
+        "fastdlrm": __version__,
+        **{p: version(p) for p in ("torch", "numpy", "pyarrow", "duckdb", "numba")},
+        "commit": commit.stdout.strip() or os.environ.get("GIT_COMMIT", ""),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

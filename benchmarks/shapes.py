@@ -140,19 +140,27 @@ def draw_batches(shape: Shape, size: int, count: int, device: torch.device) -> l
         return drawn.int().clamp_(max=rows - 1)
 
     F = len(shape.rows)
-    lengths = None
-    if shape.ids_per_bag > 1:
-        lengths = torch.full((F * size,), shape.ids_per_bag, dtype=torch.int32, device=device)
-    return [
-        Batch(
-            dense=uniform(size, shape.num_dense),
-            sparse=SparseBatch(
-                ids=torch.cat([ids(rows) for rows in shape.rows]),
-                lengths=lengths,
-                weights=None,
-                num_features=F,
-            ),
-            labels=(uniform(size) < 0.25).float(),
-        )
-        for _ in range(count)
-    ]
+
+    def batch() -> Batch:
+        if shape.ids_per_bag == 1:
+            made = Batch.allocate(size, shape.num_dense, F, device=device)
+        else:
+            made = Batch(
+                dense=torch.empty(size, shape.num_dense, device=device),
+                sparse=SparseBatch(
+                    ids=torch.empty(F * size * shape.ids_per_bag, dtype=torch.int32, device=device),
+                    lengths=torch.full(
+                        (F * size,), shape.ids_per_bag, dtype=torch.int32, device=device
+                    ),
+                    weights=None,
+                    num_features=F,
+                ),
+                labels=torch.empty(size, device=device),
+            )
+        made.dense.copy_(uniform(size, shape.num_dense))
+        for feature, rows in zip(made.sparse.ids.view(F, -1), shape.rows, strict=True):
+            feature.copy_(ids(rows))
+        made.labels.copy_(uniform(size) < 0.25)
+        return made
+
+    return [batch() for _ in range(count)]

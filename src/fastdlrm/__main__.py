@@ -1,5 +1,6 @@
-"""`python -m fastdlrm` is `fastdlrm`."""
+"""`python -m fastdlrm`: the command line where its script is not on the path."""
 
 from fastdlrm.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

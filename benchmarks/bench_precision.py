@@ -1,0 +1,73 @@
+"""Test AUC by precision: the same seeds trained in fp32, in bf16 and with bf16 tables.
+
+Prints the mean difference to fp32, pairs of one seed, with its 95 % interval (Student's t).
+
+Usage: python benchmarks/bench_precision.py criteo-sample 'DIR/day_*.gz'
+       python benchmarks/bench_precision.py criteo-generated --generate 2000000
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_accuracy import SEEDS, SHOWN, fastdlrm
+from results_file import write
+
+VARIANTS = {
+    "fp32": (),
+    "bf16": ("train.precision='bf16'",),
+    "bf16_tables": ("train.precision='bf16'", "train.table_dtype='bf16'"),
+}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a two-sided 95 % interval of the mean, by number of pairs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset")
+    parser.add_argument("inputs", nargs="*")
+    parser.add_argument("--generate", type=int, default=0, help="rows of a generated log as input")
+    parser.add_argument("--set", action="append", default=[], help="override for every run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = options.inputs
+        if options.generate:
+            log = Path(folder) / "log"
+            rows = ("--rows", str(options.generate), "--files", "4", "--seed", "7")
+            fastdlrm("generate", *rows, "--out", str(log))
+            inputs = [f"{log}/*"]
+        data = str(Path(folder) / "data")
+        flags = [flag for path in inputs for flag in ("--input", path)]
+        fastdlrm("prepare", "--config", options.preset, *flags, "--out", data)
+        samples = []
+        for seed in SEEDS:
+            for variant, overrides in VARIANTS.items():
+                run = str(Path(folder) / f"run-{seed}-{variant}")
+                sets = [f"seed={seed}", *overrides, *options.set]
+                changes = [flag for value in sets for flag in ("--set", value)]
+                command = ("--config", options.preset, "--data", data, "--out", run)
+                fastdlrm("train", *command, *changes)
+                values = fastdlrm("eval", "--run", run, "--data", data, "--split", "test")
+                sample = {"seed": seed, "variant": variant}
+                samples.append(sample | {k: values[k] for k in SHOWN})
+                print(samples[-1], flush=True)
+    result = {variant: difference(samples, variant) for variant in VARIANTS if variant != "fp32"}
+    for variant, found in result.items():
+        gap = f"{found['mean']:+.5f} +- {found['half']:.5f}"
+        print(f"{options.preset}: AUC of {variant} - fp32: {gap}")
+    config = {"preset": options.preset, "rows": options.generate, "set": options.set}
+    print(write(f"precision-{options.preset}", config, samples, result))
+
+
+def difference(samples: list[dict[str, Any]], variant: str) -> dict[str, float]:
+    """Mean difference of AUC to fp32 over the seeds, and half the width of its interval."""
+    aucs = {name: [s["auc"] for s in samples if s["variant"] == name] for name in VARIANTS}
+    pairs = [a - b for a, b in zip(aucs[variant], aucs["fp32"], strict=True)]
+    half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5
+    return {"mean": statistics.mean(pairs), "half": half}
+
+
+if __name__ == "__main__":
+    main()
