@@ -10,10 +10,13 @@ from torch.profiler import ProfilerActivity, profile
 
 CLASSES = (
     ("lookup", ("pooled_lookup", "gather_rows", "lookup")),
-    ("interaction", ("interaction", "bmm", "dot_kernel")),
+    ("interaction", ("interaction", "bmm")),
     ("update", ("update_rows", "row_update", "rowwise", "embedding_bag", "dense_update", "run_")),
-    ("sort", ("sort", "row_order", "radix", "unique", "searchsorted")),
-    ("gemm", ("addmm", "::mm", "::linear", "gemm", "nvjet", "cutlass", "gemv", "splitk")),
+    ("sort", ("sort", "row_order", "radix", "unique", "chunk_")),
+    (
+        "gemm",
+        ("addmm", "::mm", "::linear", "gemm", "nvjet", "cutlass", "gemv", "splitk", "input_grad"),
+    ),
 )
 """The first class one of whose words is in an operator's name has its time."""
 

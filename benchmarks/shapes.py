@@ -111,9 +111,8 @@ def build_model(shape: Shape, device: torch.device) -> DLRM:
     """A model with drawn weights; the tables are made straight on the device."""
     names = [f"t{index}" for index in range(len(shape.rows))]
     generator = torch.Generator().manual_seed(0)
-    with device:
-        sizes = dict(zip(names, shape.rows, strict=True))
-        tables = EmbeddingTables(sizes, names, embedding_dim=shape.dim)
+    sizes = dict(zip(names, shape.rows, strict=True))
+    tables = EmbeddingTables(sizes, names, embedding_dim=shape.dim, device=device)
     tables.initialise("reference", torch.Generator(device).manual_seed(0))
     bottom = build_mlp(shape.num_dense, shape.bottom, generator=generator)
     top = build_mlp(shape.top_input, shape.top, out_features=1, generator=generator)

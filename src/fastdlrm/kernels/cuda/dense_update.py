@@ -8,7 +8,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def _update_kernel(
+def _dense_update_kernel(
     master, compute, gradient, first, second, scalars, size, eps, weight_decay, beta1, beta2,
     RULE: tl.constexpr, HAS_DECAY: tl.constexpr, HAS_COPY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -56,7 +56,7 @@ def dense_update_(
     """As `fastdlrm.kernels.dense_update.dense_update_`."""
     first, second = [*state, master, master][:2]
     size = master.numel()
-    _update_kernel[(triton.cdiv(size, BLOCK),)](
+    _dense_update_kernel[(triton.cdiv(size, BLOCK),)](
         master, master if compute is None else compute, gradient, first, second, scalars, size, eps,
         weight_decay, *betas, name, weight_decay != 0, compute is not None, BLOCK,
     )  # fmt: skip

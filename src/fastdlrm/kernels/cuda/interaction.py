@@ -51,7 +51,7 @@ def _vectors(
 
 
 @triton.jit
-def _forward_kernel(
+def _interaction_forward_kernel(
     dense, pooled, weight, rows, out, num_samples, dense_stride, stride_f, stride_b, width,
     V: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     NUM_TILES: tl.constexpr, HAS_DENSE: tl.constexpr, DIAGONAL: tl.constexpr, GATHER: tl.constexpr,
@@ -86,7 +86,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _interaction_backward_kernel(
     grad, dense, pooled, weight, rows, grad_dense, grad_pooled, num_samples, grad_stride,
     dense_stride, stride_f, stride_b,
     V: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -215,7 +215,7 @@ def _forward(source: _Source, dense: Tensor | None, diagonal: bool, width: int) 
         return out
     tile, num_tiles, block_d = _tiles(V, D)
     vector, dense_stride = _dense(dense, out)
-    _forward_kernel[(B, num_tiles)](
+    _interaction_forward_kernel[(B, num_tiles)](
         vector, pooled, weight, rows, out, B, dense_stride, stride_f, stride_b, width, V, D, tile,
         block_d, num_tiles, dense is not None, diagonal, source.pooled is None, width - natural,
         _triton_type(source.dtype), _precision(source.dtype), num_warps=_warps(tile),
@@ -238,7 +238,7 @@ def _backward(
     pooled, weight, rows, stride_f, stride_b = source.arguments()
     tile, num_tiles, block_d = _tiles(V, D)
     vector, dense_stride = _dense(dense, grad)
-    _backward_kernel[(B, num_tiles)](
+    _interaction_backward_kernel[(B, num_tiles)](
         grad, vector, pooled, weight, rows, grad_dense, grad_pooled, B, grad.stride(0),
         dense_stride, stride_f, stride_b, V, D, tile, block_d, num_tiles, dense is not None,
         diagonal, source.pooled is None, relu, _triton_type(source.dtype),

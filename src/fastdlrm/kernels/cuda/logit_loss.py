@@ -17,7 +17,7 @@ ROWS = 64
 
 
 @triton.jit
-def _loss_kernel(
+def _logit_loss_kernel(
     x, weight, bias, labels, grad, sums, num_samples, x_stride, normalizer, negative, positive,
     K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_B: tl.constexpr, LOSS: tl.constexpr,
     RELU: tl.constexpr,
@@ -61,7 +61,7 @@ def _loss_kernel(
 
 
 @triton.jit
-def _sum_kernel(
+def _logit_loss_sum_kernel(
     sums, weight_grad, grad_sum, bias_grad, loss, num_programs, normalizer,
     K: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
@@ -112,11 +112,11 @@ def logit_loss(
     sums = torch.empty(num_programs, 2 * K + 2, device=x.device)
     grad = torch.empty(B, K, dtype=x.dtype, device=x.device)
     grad_sum, loss = torch.empty(K, device=x.device), torch.empty((), device=x.device)
-    _loss_kernel[(num_programs,)](
+    _logit_loss_kernel[(num_programs,)](
         x, weight, bias, labels, grad, sums, B, x.stride(0), float(normalizer), *class_weights, K,
         block_k, block_b, loss_name, relu, num_warps=4,
     )  # fmt: skip
-    _sum_kernel[(triton.cdiv(2 * K + 2, COLUMNS),)](
+    _logit_loss_sum_kernel[(triton.cdiv(2 * K + 2, COLUMNS),)](
         sums, weight_grad, grad_sum, bias_grad, loss, num_programs, float(normalizer), K, COLUMNS,
         ROWS, accumulate, num_warps=4,
     )  # fmt: skip

@@ -24,7 +24,7 @@ PARTS = 64
 
 
 @triton.jit
-def _flag_kernel(starts, flags, num_ids, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _chunk_flag_kernel(starts, flags, num_ids, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """1 where a chunk begins: at a multiple of CHUNK from its run's start."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     start = tl.load(starts + i, mask=i < num_ids, other=0)
@@ -32,7 +32,7 @@ def _flag_kernel(starts, flags, num_ids, CHUNK: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _list_kernel(starts, ranks, chunks, num_ids, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _chunk_list_kernel(starts, ranks, chunks, num_ids, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     """chunks[k] = where chunk k begins, then one past the last id, then nothing."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     start = tl.load(starts + i, mask=i < num_ids, other=1)
@@ -91,7 +91,7 @@ def _apply(
 
 
 @triton.jit
-def _update_kernel(
+def _row_update_kernel(
     weight, first, second, grad, rows, bags, factors, chunks, num_chunks, parts, tags, scalars,
     num_ids, eps, l2, beta1, beta2,
     RULE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -133,7 +133,7 @@ def _update_kernel(
 
 
 @triton.jit
-def _long_kernel(
+def _long_run_kernel(
     weight, first, second, parts, tags, scalars, num_slots, eps, l2, beta1, beta2,
     RULE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr,
     HAS_L2: tl.constexpr, STOCHASTIC: tl.constexpr,
@@ -178,10 +178,10 @@ def row_chunks(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     starts = torch.searchsorted(rows, rows, out_int32=True)
     flags = torch.empty_like(starts)
     grid = (triton.cdiv(num_ids, 1024),)
-    _flag_kernel[grid](starts, flags, num_ids, CHUNK, 1024)
+    _chunk_flag_kernel[grid](starts, flags, num_ids, CHUNK, 1024)
     ranks = torch.cumsum(flags, 0, dtype=torch.int32)
     chunks = torch.empty(num_ids + 1, dtype=torch.int32, device=rows.device)
-    _list_kernel[grid](starts, ranks, chunks, num_ids, CHUNK, 1024)
+    _chunk_list_kernel[grid](starts, ranks, chunks, num_ids, CHUNK, 1024)
     tags = torch.full((_num_slots(num_ids),), -1, dtype=rows.dtype, device=rows.device)
     return chunks, ranks, tags
 
@@ -228,12 +228,12 @@ def update_rows_(
     first, second = [*state, weight, weight][:2]
     common = (eps, l2, *betas, name, dim, block_d)
     is_stochastic = weight.dtype == torch.bfloat16
-    _update_kernel[(triton.cdiv(num_ids, tile_rows),)](
+    _row_update_kernel[(triton.cdiv(num_ids, tile_rows),)](
         weight, first, second, grad_pooled, rows, bags, bags if factors is None else factors,
         begins, ranks[-1:], parts, tags, scalars, num_ids, *common, tile_rows, CHUNK, UNROLL,
         factors is not None, l2 != 0, is_stochastic, num_warps=WARPS,
     )  # fmt: skip
-    _long_kernel[(len(tags) // 2,)](
+    _long_run_kernel[(len(tags) // 2,)](
         weight, first, second, parts, tags, scalars, len(tags), *common, PARTS, l2 != 0,
         is_stochastic, num_warps=4,
     )  # fmt: skip
