@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+ALIGNMENT_BYTES = 256
+"""Where the parts of a buffer may start; what the widest loads of a GPU ask for."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseBatch:
@@ -110,11 +113,41 @@ class Batch:
         dense: Shape (B, N), float32; N may be 0.
         sparse: F features; F may be 0.
         labels: Shape (B,), float32, each 0 or 1.
+        buffer: Of a batch made by `allocate`, shape (n,), uint8: the one allocation that holds ids,
+            dense and labels; None where each has its own. Writing to it is writing to them.
     """
 
     dense: Tensor
     sparse: SparseBatch
     labels: Tensor
+    buffer: Tensor | None = None
+
+    @staticmethod
+    def allocate(
+        num_samples: int,
+        num_dense: int,
+        num_sparse: int,
+        *,
+        device: torch.device | str = "cpu",
+        pin: bool = False,
+    ) -> "Batch":
+        """An uninitialised batch of single ids in one buffer, so that one copy moves all of it.
+
+        The buffer holds ids (F, B) int32, dense (B, N) float32 and labels (B,) float32, in this
+        order, each starting at a multiple of `ALIGNMENT_BYTES`. The layout depends on (B, N, F)
+        alone: the buffers of two batches of one shape can be copied onto each other.
+
+        Args:
+            num_samples: B.
+            num_dense: N.
+            num_sparse: F.
+            device: Where it lies.
+            pin: Whether it is page-locked, for asynchronous copies to a GPU.
+        """
+        counts = (num_sparse * num_samples, num_samples * num_dense, num_samples)
+        num_bytes = sum(_padded_bytes(count) for count in counts)
+        buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device, pin_memory=pin)
+        return _over(buffer, num_samples, num_dense, num_sparse)
 
     @property
     def num_samples(self) -> int:
@@ -122,7 +155,7 @@ class Batch:
         return self.dense.shape[0]
 
     def slice(self, start: int, stop: int) -> "Batch":
-        """Samples start .. stop - 1, as a batch of their own."""
+        """Samples start .. stop - 1, as a batch of their own, without a buffer."""
         return Batch(
             dense=self.dense[start:stop],
             sparse=self.sparse.slice(start, stop),
@@ -131,7 +164,7 @@ class Batch:
 
     @staticmethod
     def concat(parts: Sequence["Batch"]) -> "Batch":
-        """All samples of several batches, in order."""
+        """All samples of several batches, in order, without a buffer."""
         return Batch(
             dense=torch.cat([p.dense for p in parts]),
             sparse=SparseBatch.concat([p.sparse for p in parts]),
@@ -139,7 +172,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device."""
+        """The same batch on another device; one copy where there is a buffer."""
+        if self.buffer is not None:
+            return self._over(self.buffer.to(device, non_blocking=non_blocking))
         return Batch(
             dense=self.dense.to(device, non_blocking=non_blocking),
             sparse=self.sparse.to(device, non_blocking=non_blocking),
@@ -148,11 +183,39 @@ class Batch:
 
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""
+        if self.buffer is not None:
+            return self._over(self.buffer.pin_memory())
         return Batch(
             dense=self.dense.pin_memory(),
             sparse=self.sparse.pin(),
             labels=self.labels.pin_memory(),
         )
+
+    def _over(self, buffer: Tensor) -> "Batch":
+        """A batch of this shape whose content is another buffer's."""
+        return _over(buffer, self.num_samples, self.dense.shape[1], self.sparse.num_features)
+
+
+def _over(buffer: Tensor, B: int, N: int, F: int) -> Batch:
+    """Views of a buffer, laid out as `Batch.allocate` says."""
+
+    def view(start: int, count: int, dtype: torch.dtype) -> Tensor:
+        return buffer[start : start + 4 * count].view(dtype)
+
+    dense_start = _padded_bytes(F * B)
+    labels_start = dense_start + _padded_bytes(B * N)
+    ids = view(0, F * B, torch.int32)
+    return Batch(
+        dense=view(dense_start, B * N, torch.float32).view(B, N),
+        sparse=SparseBatch(ids=ids, lengths=None, weights=None, num_features=F),
+        labels=view(labels_start, B, torch.float32),
+        buffer=buffer,
+    )
+
+
+def _padded_bytes(count: int) -> int:
+    """Bytes of `count` int32 or float32, rounded up to a start of the next part."""
+    return -(-4 * count // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def _lengths(batch: SparseBatch) -> Tensor:
