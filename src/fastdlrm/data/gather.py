@@ -27,7 +27,7 @@ MIN_MEAN_RUN = 4
 """Rows a run, on average, from which copying runs beats copying rows."""
 ROWS_AHEAD = 64
 """Rows between the one copied and the one asked of memory: what a core can have under way."""
-RUNS_AHEAD = 8
+RUNS_AHEAD = 16
 """The same for runs."""
 LINE_BYTES = 64
 ID_TYPES = ("uint8", "uint16", "uint32")
@@ -167,8 +167,12 @@ def _gather(
         labels: Output, shape (B,).
     """
     N, F = dense.shape[1], len(ids)
+    columns = np.empty((N, len(labels)), np.float32)
     for j in range(N):
-        _copy(addresses[j], _FLOAT32, runs, dense[:, j])
+        _copy(addresses[j], _FLOAT32, runs, columns[j])
+    for i in range(len(labels)):
+        for j in range(N):
+            dense[i, j] = columns[j, i]
     for f in range(F):
         if id_bytes[f] == 1:
             _copy(addresses[N + f], _UINT8, runs, ids[f])
@@ -206,6 +210,7 @@ def _copy(addresses: NDArray[np.uint64], like: NDArray[Any], runs: Runs, out: ND
                 line += np.uint64(LINE_BYTES)
         source = _pointer(addresses[chunk[r]] + size * np.uint64(first[r]))
         values = carray(source, length[r], like.dtype)
-        for i in range(length[r]):
-            out[to + i] = values[i]
+        target = out[to : to + length[r]]  # a slice of its own: its loop becomes vector code
+        for i in range(len(values)):
+            target[i] = values[i]
         to += length[r]
