@@ -26,6 +26,7 @@ test: $(STAMP)          ## unit, property and end-to-end tests
 
 bench: $(STAMP)         ## the committed benchmarks, results under benchmarks/results
 	$(BIN)/python benchmarks/bench_prepare.py
+	$(BIN)/python benchmarks/bench_loader.py
 
 docs: $(STAMP)          ## render the README's tables from benchmarks/results
 	$(BIN)/python benchmarks/render_tables.py

@@ -165,3 +165,86 @@ def test_pinned_batches_go_to_the_gpu_and_back(bags: Bags, weighted: bool, singl
     optional = (pinned.sparse.lengths, pinned.sparse.weights)
     assert all(t.is_pinned() for t in (*tensors, *(t for t in optional if t is not None)))
     assert bags_of(pinned.to("cuda", non_blocking=True).to("cpu").sparse) == bags
+
+
+def buffered(B: int, N: int, F: int) -> Batch:
+    """A batch with a buffer, all its numbers different."""
+    batch = Batch.allocate(B, N, F)
+    batch.sparse.ids.copy_(torch.arange(F * B))
+    batch.dense.copy_(torch.arange(B * N).view(B, N) / 4)
+    batch.labels.copy_(torch.arange(B) % 2)
+    return batch
+
+
+def assert_equal(found: Batch, expected: Batch) -> None:
+    for a, b in (
+        (found.sparse.ids, expected.sparse.ids),
+        (found.dense, expected.dense),
+        (found.labels, expected.labels),
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert found.sparse.num_features == expected.sparse.num_features
+    assert found.sparse.lengths is None
+    assert found.sparse.weights is None
+
+
+def test_a_buffer_is_laid_out_as_documented() -> None:
+    # ids 26 * 100 * 4 = 10,400 bytes, up to 41 * 256 = 10,496; dense 100 * 13 * 4 = 5,200 bytes,
+    # up to 21 * 256 = 5,376 more = 15,872; labels 100 * 4 = 400 bytes, up to 512 more = 16,384.
+    batch = buffered(100, 13, 26)
+    assert batch.buffer is not None
+    assert batch.buffer.dtype == torch.uint8
+    assert batch.buffer.shape == (16_384,)
+    assert batch.sparse.ids.dtype == torch.int32
+    assert batch.sparse.ids.shape == (2600,)
+    assert batch.dense.shape == (100, 13)
+    assert batch.labels.shape == (100,)
+    content = batch.buffer.numpy().tobytes()
+    assert content[:10_400] == batch.sparse.ids.numpy().tobytes()
+    assert content[10_496:15_696] == batch.dense.numpy().tobytes()
+    assert content[15_872:16_272] == batch.labels.numpy().tobytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 13, 26), (64, 0, 3), (64, 3, 0), (0, 13, 26)])
+def test_copying_a_buffer_copies_the_batch(shape: tuple[int, int, int]) -> None:
+    batch, static = buffered(*shape), Batch.allocate(*shape)
+    assert static.buffer is not None
+    assert batch.buffer is not None
+    static.buffer.copy_(batch.buffer)
+    assert_equal(static, batch)
+    assert_equal(batch.to("cpu"), batch)
+    assert batch.num_samples == shape[0]
+
+
+def test_a_batch_with_a_buffer_moves_as_one() -> None:
+    moved = buffered(7, 13, 26).to("meta")
+    assert moved.buffer is not None
+    for tensor in (moved.dense, moved.labels, moved.sparse.ids, moved.buffer):
+        assert tensor.device.type == "meta"
+    assert moved.dense.shape == (7, 13)
+
+
+def test_slices_and_joins_have_no_buffer() -> None:
+    batch = buffered(7, 2, 3)
+    parts = [batch.slice(0, 3), batch.slice(3, 7)]
+    joined = Batch.concat(parts)
+    assert [part.buffer for part in (*parts, joined)] == [None] * 3
+    assert_equal(joined, batch)
+
+
+@pytest.mark.gpu
+def test_a_pinned_buffer_goes_to_the_gpu_and_back() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    batch = buffered(100, 13, 26)
+    pinned = batch.pin()
+    allocated = Batch.allocate(100, 13, 26, pin=True)
+    static = Batch.allocate(100, 13, 26, device="cuda")
+    for one in (pinned, allocated):
+        assert one.buffer is not None
+        assert one.buffer.is_pinned()
+    assert static.buffer is not None
+    assert pinned.buffer is not None
+    assert_equal(pinned.to("cuda", non_blocking=True).to("cpu"), batch)
+    static.buffer.copy_(pinned.buffer, non_blocking=True)
+    assert_equal(static.to("cpu"), batch)

@@ -1,19 +1,20 @@
-"""Batches of an epoch, gathered by a background thread while the last one is computed on.
+"""Batches of an epoch, gathered whole by threads while the last one is computed on.
 
 The state of a loader is (epoch, batch index), so resuming costs nothing: the order of rows is a
 pure function of the seed and the epoch.
 """
 
-import queue
-import threading
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Generator
 
 from fastdlrm.batch import Batch
 from fastdlrm.data.order import EpochOrder, rank_slice
-from fastdlrm.data.rows import Rows, Selection
+from fastdlrm.data.rows import Rows
+from fastdlrm.data.threads import map_in_order
 
-DEPTH = 2
-"""Batches ready ahead of the one computed on."""
+NUM_AHEAD = 2
+"""Batches that may wait ready beyond one a worker: a slow batch holds up none of the others."""
+MOST_WORKERS = 16
 
 
 class Loader:
@@ -26,7 +27,9 @@ class Loader:
         block_rows: Consecutive rows that stay together, see `EpochOrder`.
         rank: Global rank.
         world_size: Number of ranks.
-        pin: Whether batches are page-locked.
+        pin: Whether batches are page-locked, as they should be on their way to a GPU.
+        num_workers: Threads that gather a batch each; 0 leaves it to `default_workers`. Neither
+            the batches nor their order depend on it.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         pin: bool = False,
+        num_workers: int = 0,
     ) -> None:
         self._rows = rows
         self._size = global_batch_size
@@ -47,6 +51,7 @@ class Loader:
         self._rank = rank
         self._world_size = world_size
         self._pin = pin
+        self._num_workers = num_workers or default_workers(pin)
 
     @property
     def num_batches(self) -> int:
@@ -56,66 +61,45 @@ class Loader:
     def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch, None, None]:
         """This rank's slices of the global batches first_batch, first_batch + 1, ... of an epoch.
 
-        Close the iterator (or exhaust it) to end its thread.
+        Close the iterator (or exhaust it) to end its threads.
         """
-        return prefetch(self._gather(epoch, first_batch))
-
-    def _gather(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         order = EpochOrder(len(self._rows), self._block_rows, self._seed, epoch)
-        for k in range(first_batch, self.num_batches):
+
+        def gather(k: int) -> Batch:
             start = k * self._size
             stop = min(start + self._size, len(self._rows))
             low, high = rank_slice(stop - start, self._rank, self._world_size)
-            yield self._rows.batch(order.rows(start + low, start + high), pin=self._pin)
+            return self._rows.batch(order.rows(start + low, start + high), pin=self._pin)
+
+        batches = range(first_batch, self.num_batches)
+        yield from map_in_order(gather, batches, self._num_workers, NUM_AHEAD)
 
 
 class SequentialLoader:
     """Batches of a split in its own order, for evaluation; same arguments as `Loader`."""
 
-    def __init__(self, rows: Rows, batch_size: int, *, pin: bool = False) -> None:
+    def __init__(
+        self, rows: Rows, batch_size: int, *, pin: bool = False, num_workers: int = 0
+    ) -> None:
         self._rows = rows
         self._size = batch_size
         self._pin = pin
+        self._num_workers = num_workers or default_workers(pin)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return prefetch(self._gather())
+    def __iter__(self) -> Generator[Batch, None, None]:
+        def gather(start: int) -> Batch:
+            stop = min(start + self._size, len(self._rows))
+            return self._rows.batch(slice(start, stop), pin=self._pin)
 
-    def _gather(self) -> Iterator[Batch]:
-        for start in range(0, len(self._rows), self._size):
-            rows: Selection = slice(start, min(start + self._size, len(self._rows)))
-            yield self._rows.batch(rows, pin=self._pin)
+        starts = range(0, len(self._rows), self._size)
+        return map_in_order(gather, starts, self._num_workers, NUM_AHEAD)
 
 
-def prefetch(source: Iterator[Batch]) -> Generator[Batch, None, None]:
-    """Run an iterator in a thread, `DEPTH` items ahead; its exceptions are raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(DEPTH)
-    stop = threading.Event()
+def default_workers(pin: bool) -> int:
+    """Threads that gather where none are asked for.
 
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def produce() -> None:
-        try:
-            for item in source:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as problem:  # noqa: BLE001 (handed over and raised by the consumer)
-            put(problem)
-
-    thread = threading.Thread(target=produce, name="fastdlrm-loader", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+    Args:
+        pin: Whether batches go to a GPU: then all cores but two gather, at most `MOST_WORKERS`;
+            else training computes on the cores, and one thread gathers.
+    """
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 2)) if pin else 1

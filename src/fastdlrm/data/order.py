@@ -6,6 +6,7 @@ depend on a library's random stream.
 """
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.hashing import mix
@@ -28,7 +29,7 @@ class EpochOrder:
         self._block_rows = block_rows
         num_blocks = -(-num_rows // block_rows)
         keys = _mix(np.arange(num_blocks, dtype=np.uint64) ^ np.uint64(mix(mix(seed) ^ epoch)))
-        self._blocks = np.argsort(keys, kind="stable")
+        self._blocks = np.argsort(keys)  # mix is a bijection: no ties
         # The last block is short by `gap` rows; positions behind it skip the gap.
         self._gap = num_blocks * block_rows - num_rows
         place = int(np.flatnonzero(self._blocks == num_blocks - 1)[0]) if num_blocks else 0
@@ -36,10 +37,7 @@ class EpochOrder:
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Rows at positions start .. stop - 1, shape (stop - start,)."""
-        position = np.arange(start, stop, dtype=np.int64)
-        position += self._gap * (position >= self._gap_position)
-        block, offset = np.divmod(position, self._block_rows)
-        return self._blocks[block] * self._block_rows + offset
+        return _rows(self._blocks, self._block_rows, self._gap, self._gap_position, start, stop)
 
 
 def rank_slice(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -52,3 +50,28 @@ def _mix(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     key = (key ^ (key >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return key ^ (key >> np.uint64(31))
+
+
+@njit(cache=True, nogil=True)
+def _rows(
+    blocks: NDArray[np.int64],
+    block_rows: int,
+    gap: int,
+    gap_position: int,
+    start: int,
+    stop: int,
+) -> NDArray[np.int64]:
+    """`EpochOrder.rows`; `gap_position` is the first position behind the short block."""
+    rows = np.empty(stop - start, dtype=np.int64)
+    block, offset = divmod(start + (gap if start >= gap_position else 0), block_rows)
+    i = 0
+    while i < len(rows):
+        length = min(block_rows - offset, len(rows) - i)
+        if start + i < gap_position:
+            length = min(length, gap_position - start - i)
+        first = blocks[block] * block_rows + offset
+        for k in range(length):
+            rows[i + k] = first + k
+        i += length
+        block, offset = block + 1, 0
+    return rows

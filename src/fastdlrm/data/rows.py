@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.gather import Columns, find_runs
 
 Values = NDArray[np.generic]
 Selection = slice | NDArray[np.int64]
@@ -61,6 +62,8 @@ class Rows:
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._has_bags = any(feature.bag for feature in schema.sparse)
         self._has_weights = any(feature.is_weighted for feature in schema.sparse)
+        if not self._has_bags:
+            self._columns = Columns([chunk.columns for chunk in self._chunks], schema)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -82,21 +85,31 @@ class Rows:
             rows: Positions, shape (B,), or a slice of them.
             pin: Whether the tensors are page-locked, for asynchronous copies to a GPU.
         """
+        return self._with_bags(rows, pin) if self._has_bags else self._single(rows, pin)
+
+    def _single(self, rows: Selection, pin: bool) -> Batch:
+        """A batch with a buffer."""
+        if isinstance(rows, slice):
+            rows = np.arange(rows.start, rows.stop, dtype=np.int64)
+        B, N, F = len(rows), len(self._schema.dense), len(self._schema.sparse)
+        batch = Batch.allocate(B, N, F, pin=pin)
+        self._columns.gather(find_runs(rows, self._starts), batch)
+        return batch
+
+    def _with_bags(self, rows: Selection, pin: bool) -> Batch:
         pieces = self._locate(rows)
         B = sum(_count(piece.rows) for piece in pieces)
-        dense = torch.empty(B, len(self._schema.dense), pin_memory=pin)
+        dense = torch.empty(B, len(self._schema.dense))
         out = dense.numpy()
         for j, feature in enumerate(self._schema.dense):
             for piece in pieces:
                 out[piece.into, j] = piece.chunk.columns[feature.name][piece.rows]
-        labels = torch.full((B,), torch.nan, pin_memory=pin)
+        labels = torch.full((B,), torch.nan)
         for piece in pieces:
             if "label" in piece.chunk.columns:
                 labels.numpy()[piece.into] = piece.chunk.columns["label"][piece.rows]
-        sparse = self._bags(pieces, B) if self._has_bags else self._single(pieces, B, pin)
-        if pin and self._has_bags:
-            sparse = sparse.pin()
-        return Batch(dense=dense, sparse=sparse, labels=labels)
+        batch = Batch(dense=dense, sparse=self._bags(pieces, B), labels=labels)
+        return batch.pin() if pin else batch
 
     def _locate(self, rows: Selection) -> list["_Piece"]:
         """The chunks that hold the rows, and where each chunk's rows go in the batch."""
@@ -118,15 +131,6 @@ class Rows:
             for c in np.unique(owner)
             for into in [np.flatnonzero(owner == c)]
         ]
-
-    def _single(self, pieces: list["_Piece"], B: int, pin: bool) -> SparseBatch:
-        F = len(self._schema.sparse)
-        ids = torch.empty(F, B, dtype=torch.int32, pin_memory=pin)
-        out = ids.numpy()
-        for f, feature in enumerate(self._schema.sparse):
-            for piece in pieces:
-                out[f, piece.into] = piece.chunk.columns[feature.name][piece.rows]
-        return SparseBatch(ids=ids.view(-1), lengths=None, weights=None, num_features=F)
 
     def _bags(self, pieces: list["_Piece"], B: int) -> SparseBatch:
         F = len(self._schema.sparse)

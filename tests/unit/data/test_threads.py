@@ -33,6 +33,14 @@ def test_no_further_than_the_workers_are_ahead() -> None:
     results.close()
 
 
+def test_more_results_wait_where_asked_for() -> None:
+    done = []
+    results = map_in_order(done.append, range(100), 2, num_ahead=3)
+    next(results)
+    results.close()
+    assert len(done) <= 6  # two a worker and three ahead, and the one taken
+
+
 def test_an_error_ends_the_work() -> None:
     begun = []
 
