@@ -37,11 +37,18 @@ def host() -> dict[str, Any]:
     }
 
 
-def write(name: str, config: dict[str, Any], samples: list[dict[str, Any]]) -> Path:
-    """Write `results/NAME.json`: raw samples, their medians, the host and the config."""
+def write(
+    name: str,
+    config: dict[str, Any],
+    samples: list[dict[str, Any]],
+    result: dict[str, Any] | None = None,
+) -> Path:
+    """Write `results/NAME.json`: raw samples, medians, what follows from them, host, config."""
     numbers = [k for k, v in samples[0].items() if isinstance(v, int | float)]
     median = {k: statistics.median(s[k] for s in samples) for k in numbers}
     path = RESULTS / f"{name}.json"
     content = {"config": config, "host": host(), "median": median, "samples": samples}
+    if result is not None:
+        content["result"] = result
     path.write_text(json.dumps(content, indent=2) + "\n")
     return path

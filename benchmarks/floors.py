@@ -1,0 +1,129 @@
+"""The least time a step can take: bytes and FLOPs counted from the shape over measured ceilings.
+
+Everything is summed, nothing overlaps: an implementation that overlaps well may pass 100 %.
+
+Shapes: B batch, L ids in the batch, U different rows among them, D embedding dim.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from shapes import Shape
+
+from fastdlrm.batch import Batch
+
+ROW_PROBES = 200_000
+COPY_BYTES = 2**28
+MAX_PROBED_BYTES = 2**31
+GEMM_WIDTH = {"cpu": 1024, "cuda": 8192}
+
+
+def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
+    """What this machine can do, measured now.
+
+    Returns:
+        copy_gb_s (bytes read plus written), row_ns (a random row of D float32), gemm_fp32_gflop_s
+        (the fastest of torch's ways on the CPU), gemm_bf16_gflop_s, with CUDA gemm_tf32_gflop_s.
+    """
+    source = torch.empty(COPY_BYTES // 8, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    found = {
+        "copy_gb_s": COPY_BYTES / _seconds(lambda: target.copy_(source), device) / 1e9,
+        "row_ns": _row_seconds(shape, device) / ROW_PROBES * 1e9,
+    }
+    is_cuda = device.type == "cuda"
+    ways = [("fp32", torch.float32, "highest"), ("bf16", torch.bfloat16, "highest")]
+    ways.append(("tf32", torch.float32, "high") if is_cuda else ("fp32", torch.float32, "medium"))
+    for name, dtype, precision in ways:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(precision)
+        key = f"gemm_{name}_gflop_s"
+        found[key] = max(found.get(key, 0.0), _gemm(dtype, device))
+        torch.set_float32_matmul_precision(before)
+    return found
+
+
+def work(
+    shape: Shape, batches: Sequence[Batch], *, is_training: bool, precision: str
+) -> dict[str, float]:
+    """FLOPs and bytes of one step, means over the batches.
+
+    Returns:
+        gemm_flop (MLPs and products of vectors), row_visits (rows read, and for training read and
+        written in the update), stream_bytes (gradients of the bags, written once and read once).
+    """
+    B = batches[0].num_samples
+    widths = [(shape.num_dense, *shape.bottom), (shape.top_input, *shape.top, 1)]
+    macs = sum(a * b for mlp in widths for a, b in pairwise(mlp))
+    vectors = len(shape.rows) + 1
+    macs += vectors * (vectors - 1) // 2 * shape.dim
+    first = shape.num_dense * shape.bottom[0]
+    num_ids = B * len(shape.rows) * shape.ids_per_bag
+    if not is_training:
+        return {"gemm_flop": 2.0 * B * macs, "row_visits": float(num_ids), "stream_bytes": 0.0}
+    unique = sum(_num_rows(shape, batch) for batch in batches) / len(batches)
+    size = 4 if precision == "fp32" or precision == "tf32" else 2
+    return {
+        "gemm_flop": 2.0 * B * (3 * macs - first),
+        "row_visits": num_ids + 2 * unique,
+        "stream_bytes": 2.0 * B * len(shape.rows) * shape.dim * size,
+    }
+
+
+def floor_ms(counted: dict[str, float], found: dict[str, float], precision: str) -> float:
+    """The sum of all parts at the ceilings, in ms."""
+    # a machine whose bf16 is slower than its fp32 could compute in fp32
+    peak = found["gemm_fp32_gflop_s"]
+    if precision != "fp32":
+        peak = max(peak, found.get(f"gemm_{precision}_gflop_s", 0.0))
+    return (
+        counted["gemm_flop"] / peak / 1e6
+        + counted["row_visits"] * found["row_ns"] / 1e6
+        + counted["stream_bytes"] / found["copy_gb_s"] / 1e6
+    )
+
+
+def _num_rows(shape: Shape, batch: Batch) -> int:
+    """U: different rows that a batch reads."""
+    ids = batch.sparse.ids.view(len(shape.rows), -1)
+    return sum(len(torch.unique(feature)) for feature in ids)
+
+
+def _row_seconds(shape: Shape, device: torch.device) -> float:
+    """Time to read random rows: one by one, or summed so that next to nothing is written."""
+    num_rows = min(sum(shape.rows), MAX_PROBED_BYTES // (4 * shape.dim))
+    table = torch.zeros(num_rows, shape.dim, device=device)
+    rows = torch.randint(num_rows, (ROW_PROBES,), dtype=torch.int32, device=device)
+    offsets = torch.arange(0, ROW_PROBES, 20, dtype=torch.int32, device=device)
+    read = torch.empty(ROW_PROBES, shape.dim, device=device)
+    return min(
+        _seconds(lambda: torch.index_select(table, 0, rows, out=read), device),
+        _seconds(lambda: F.embedding_bag(rows, table, offsets, mode="sum"), device),
+    )
+
+
+def _gemm(dtype: torch.dtype, device: torch.device) -> float:
+    width = GEMM_WIDTH[device.type]
+    a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    return 2 * width**3 / _seconds(lambda: a @ b, device) / 1e9
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Median of some calls after a warm-up."""
+    times = []
+    for _ in range(12):
+        _wait(device)
+        began = time.perf_counter_ns()
+        call()
+        _wait(device)
+        times.append(time.perf_counter_ns() - began)
+    return median(times[2:]) / 1e9
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,158 @@
+"""The models that the benchmarks of training and inference run, by name, and their inputs.
+
+Shapes: B batch, F sparse features, R rows of all tables, D embedding dim.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.kernels.interaction import dot_interaction_width
+from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.mlp import build_mlp
+
+KAGGLE_ROWS = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
+    27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+"""Distinct values a feature of Criteo Kaggle."""
+
+TERABYTE_ROWS = (
+    39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10,
+    2208, 11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36,
+)  # fmt: skip
+"""Distinct values a feature of Criteo Terabyte, as MLPerf counts them."""
+
+SparseRule = Literal["sgd", "rowwise_adagrad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One model and the statistics of its input.
+
+    Attributes:
+        name: On the command line.
+        rows: Of each table; one feature a table.
+        dim: D.
+        num_dense: Dense features.
+        bottom: Widths of the bottom MLP, its input left out.
+        top: Hidden widths of the top MLP.
+        ids_per_bag: Of every bag.
+        is_skewed: floor(rows * u^3) for uniform u; else uniform ids.
+        sparse_rule: Optimizer of the tables unless the command line names one.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    dim: int
+    num_dense: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    ids_per_bag: int = 1
+    is_skewed: bool = False
+    sparse_rule: SparseRule = "sgd"
+
+    @property
+    def top_input(self) -> int:
+        """Width of the interaction's result."""
+        return dot_interaction_width(len(self.rows), self.dim, has_dense=True)
+
+
+def _capped(rows: tuple[int, ...], cap: int) -> tuple[int, ...]:
+    return tuple(min(count, cap) for count in rows)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape(
+            name="criteo-kaggle-1m",
+            rows=_capped(KAGGLE_ROWS, 1_000_000),
+            dim=16,
+            num_dense=13,
+            bottom=(512, 256, 64, 16),
+            top=(512, 256),
+        ),
+        Shape(
+            name="mlperf-100k",
+            rows=_capped(TERABYTE_ROWS, 100_000),
+            dim=128,
+            num_dense=13,
+            bottom=(512, 256, 128),
+            top=(1024, 1024, 512, 256),
+        ),
+        Shape(
+            name="rmc2-small",
+            rows=(500_000,) * 16,
+            dim=32,
+            num_dense=256,
+            bottom=(128, 32),
+            top=(512, 128),
+            ids_per_bag=100,
+        ),
+        Shape(
+            name="criteo-terabyte-10m",
+            rows=_capped(TERABYTE_ROWS, 10_000_000),
+            dim=128,
+            num_dense=13,
+            bottom=(512, 256, 128),
+            top=(1024, 1024, 512, 256),
+            is_skewed=True,
+            sparse_rule="rowwise_adagrad",
+        ),
+    )
+}
+
+
+def build_model(shape: Shape, device: torch.device) -> DLRM:
+    """A model with drawn weights; the tables are made straight on the device."""
+    names = [f"t{index}" for index in range(len(shape.rows))]
+    generator = torch.Generator().manual_seed(0)
+    with device:
+        sizes = dict(zip(names, shape.rows, strict=True))
+        tables = EmbeddingTables(sizes, names, embedding_dim=shape.dim)
+    tables.initialise("reference", torch.Generator(device).manual_seed(0))
+    bottom = build_mlp(shape.num_dense, shape.bottom, generator=generator)
+    top = build_mlp(shape.top_input, shape.top, out_features=1, generator=generator)
+    return DLRM(tables, bottom.to(device), top.to(device))
+
+
+def draw_batches(shape: Shape, size: int, count: int, device: torch.device) -> list[Batch]:
+    """Random batches, made on the device.
+
+    Args:
+        shape: Of the input.
+        size: B.
+        count: Of batches.
+        device: Where.
+    """
+    generator = torch.Generator(device).manual_seed(1)
+
+    def uniform(*extents: int) -> torch.Tensor:
+        return torch.rand(extents, generator=generator, device=device)
+
+    def ids(rows: int) -> torch.Tensor:
+        place = uniform(size * shape.ids_per_bag).double()
+        drawn = (place**3 if shape.is_skewed else place) * rows
+        return drawn.int().clamp_(max=rows - 1)
+
+    F = len(shape.rows)
+    lengths = None
+    if shape.ids_per_bag > 1:
+        lengths = torch.full((F * size,), shape.ids_per_bag, dtype=torch.int32, device=device)
+    return [
+        Batch(
+            dense=uniform(size, shape.num_dense),
+            sparse=SparseBatch(
+                ids=torch.cat([ids(rows) for rows in shape.rows]),
+                lengths=lengths,
+                weights=None,
+                num_features=F,
+            ),
+            labels=(uniform(size) < 0.25).float(),
+        )
+        for _ in range(count)
+    ]
