@@ -6,6 +6,7 @@ node of known shape.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -57,3 +58,22 @@ def implement(name: str, device: str, implementation: Function) -> None:
         implementation: Takes and returns what the definition does.
     """
     _LIBRARY.impl(name, implementation, device.upper())
+
+
+def on_first_call(module: str, name: str) -> Function:
+    """A function of a module that is imported when it is first called.
+
+    A compiler takes half a second to import, and a process that computes elsewhere needs none.
+
+    Args:
+        module: Full name.
+        name: Of the function.
+    """
+    loaded: list[Function] = []
+
+    def call(*args: Any) -> Any:
+        if not loaded:
+            loaded.append(getattr(import_module(module), name))
+        return loaded[0](*args)
+
+    return call

@@ -3,12 +3,13 @@
 Shapes: R rows of all tables together, D embedding dim, L ids in the batch, U different rows.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdlrm.kernels.library import define, implement, on_first_call
 from fastdlrm.kernels.lookup import Pooling, bag_of_id, bag_sizes
 
 
@@ -54,7 +55,7 @@ def row_order(
         weights: As in `pooled_lookup`.
         pooling: As in `pooled_lookup`.
     """
-    keys, order = torch.sort(rows, stable=True)
+    keys, order = sort_rows(rows)
     factors = None if weights is None else weights.index_select(0, order)
     if offsets is None:
         return RowOrder(keys, order, factors)
@@ -64,6 +65,18 @@ def row_order(
         shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)
         factors = shares if factors is None else factors * shares
     return RowOrder(keys, bags, factors)
+
+
+def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort rows, stably.
+
+    Args:
+        rows: None negative, shape (L,), int32 or int64.
+
+    Returns:
+        The rows ascending, of `rows`' type, and where each stood, int32 or int64; shape (L,) both.
+    """
+    return cast(tuple[Tensor, Tensor], _sort_rows(rows))
 
 
 @torch.no_grad()
@@ -89,3 +102,12 @@ def row_gradient(grad_pooled: Tensor, order: RowOrder) -> RowGradient:
         include_last_offset=True,
     )
     return RowGradient(unique_rows.long(), values)
+
+
+def _sort(rows: Tensor) -> tuple[Tensor, Tensor]:
+    keys, order = torch.sort(rows, stable=True)
+    return keys, order
+
+
+_sort_rows = define("sort_rows(Tensor rows) -> (Tensor, Tensor)", _sort)
+implement("sort_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.sort", "sort_rows"))

@@ -20,8 +20,9 @@ from fastdlrm.kernels.registry import DEVICES, OPERATORS, implementations
 FUNCTIONS = {
     "pooled_lookup": "fastdlrm.kernels.lookup:pooled_lookup",
     "dot_interaction": "fastdlrm.kernels.interaction:dot_interaction",
+    "sort_rows": "fastdlrm.kernels.row_gradient:sort_rows",
     "row_gradient": "fastdlrm.kernels.row_gradient:row_gradient",
-    "row_update": "fastdlrm.kernels.row_update:sgd_update_",
+    "update_rows_": "fastdlrm.kernels.row_update:update_rows_",
 }
 """One function of each operator."""
 
