@@ -18,7 +18,7 @@ from plain import Inputs, PlainDLRM, plain_inputs
 from results_file import write
 from shapes import SHAPES, build_model, draw_batches
 from show import show
-from timing import System, interleave, load_average, medians
+from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_forward
 
 from fastdlrm.batch import Batch
@@ -61,8 +61,8 @@ def main() -> None:
         "ceilings": found,
         "work": counted,
         "breakdown": breakdown(ours.step, device),
-        "load_average": [load, load_average()],
     }
+    result |= conditions(samples, load)
     if args.save:
         name = f"inference-{args.device}-{args.shape}-{args.batch}-{args.precision}"
         print(write(name, vars(args), samples, result))

@@ -19,7 +19,7 @@ from plain import PlainDLRM, plain_inputs, plain_step
 from results_file import write
 from shapes import SHAPES, Shape, build_model, draw_batches
 from show import show
-from timing import System, interleave, load_average, medians
+from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_step
 
 from fastdlrm.batch import Batch
@@ -58,7 +58,7 @@ def main() -> None:
         work(shape, batches, is_training=True, precision=args.precision),
     )
     result["breakdown"] = breakdown(ours.step, device)
-    result["load_average"] = [load, load_average()]
+    result |= conditions(samples, load)
     if args.save:
         name = f"train-{args.device}-{args.shape}-{args.batch}-{args.precision}"
         default = args.sparse_optimizer == shape.sparse_rule

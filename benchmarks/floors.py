@@ -8,7 +8,6 @@ Shapes: B batch, L ids in the batch, U different rows among them, D embedding di
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +112,7 @@ def _gemm(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median of some calls after a warm-up."""
+    """The least of some calls: a ceiling is what can be reached."""
     times = []
     for _ in range(12):
         _wait(device)
@@ -121,7 +120,7 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
         call()
         _wait(device)
         times.append(time.perf_counter_ns() - began)
-    return median(times[2:]) / 1e9
+    return min(times) / 1e9
 
 
 def _wait(device: torch.device) -> None:

@@ -11,6 +11,7 @@ def show(result: dict[str, Any]) -> None:
         rate = result["batch"] / value * 1e3
         print(f"  {system:24} {value:9.3f} ms {rate:12,.0f} samples/s {value / result['ms']:6.2f}x")
     print(f"  {'floor':24} {result['floor_ms']:9.3f} ms {result['share_of_floor']:.0%} reached")
+    print(f"  {result['quiet_rounds']} of {result['rounds']} rounds undisturbed by other processes")
     print("  ceilings:", ", ".join(f"{k} {v:,.1f}" for k, v in result["ceilings"].items()))
     for kind, value in result["breakdown"]["ms_a_step"].items():
         print(f"    {kind:14} {value:9.3f} ms")

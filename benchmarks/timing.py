@@ -4,8 +4,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +14,13 @@ BLOCK_S = 0.05
 """Steps of one system in a row, in seconds of the fastest: long enough to have warm caches."""
 
 MAX_BLOCK = 20
-MIN_ROUNDS = 5
+MIN_ROUNDS = 7
+
+QUIET_SHARE = 0.05
+"""Rounds in which other processes used more than this share of the machine do not count."""
+
+PATIENCE = 10
+"""How many times longer than asked for to wait for quiet rounds."""
 
 
 class System(NamedTuple):
@@ -41,31 +48,73 @@ def interleave(
         seconds: Rounds begin until then; at least a few.
 
     Returns:
-        One sample a round: each system's median ms a step of its block.
+        One sample a round: each system's median ms a step of its block, and `others_share`, what
+        other processes took of the machine's cores meanwhile.
     """
     fastest = min(_block(system, 3, 0, device)[-1] for system in systems) / 1e3
     size = min(max(round(BLOCK_S / fastest), 2), MAX_BLOCK)
     samples: list[dict[str, float]] = []
-    began, rounds = time.monotonic(), 0
-    while rounds < MIN_ROUNDS or time.monotonic() - began < seconds:
-        turn = rounds % len(systems)
+    began = time.monotonic()
+    while not _is_enough(samples, (time.monotonic() - began) / seconds):
+        turn = len(samples) % len(systems)
         sample = {f"{system.name}_ms": 0.0 for system in systems}
+        before = _busy_seconds()
         for system in (*systems[turn:], *systems[:turn]):
-            times = _block(system, size, rounds * size, device)
+            times = _block(system, size, len(samples) * size, device)
             sample[f"{system.name}_ms"] = round(median(times), 5)
+        sample["others_share"] = _others_share(before)
         samples.append(sample)
-        rounds += 1
     return samples
 
 
+def quiet(samples: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Samples that count; all of them where too few are quiet."""
+    found = [sample for sample in samples if sample["others_share"] <= QUIET_SHARE]
+    return found if len(found) >= MIN_ROUNDS else list(samples)
+
+
 def medians(samples: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Median of each column."""
-    return {name: median(sample[name] for sample in samples) for name in samples[0]}
+    """Median of each column over the samples that count."""
+    names = [name for name in samples[0] if name.endswith("_ms")]
+    return {name: median(sample[name] for sample in quiet(samples)) for name in names}
+
+
+def conditions(samples: Sequence[dict[str, float]], load_before: float) -> dict[str, Any]:
+    """What else the machine did: rounds in all, those that count, and load before and after."""
+    return {
+        "rounds": len(samples),
+        "quiet_rounds": sum(sample["others_share"] <= QUIET_SHARE for sample in samples),
+        "load_average": [load_before, load_average()],
+    }
 
 
 def load_average() -> float:
     """Runnable processes over the last minute: what else the machine was doing."""
     return round(os.getloadavg()[0], 2)
+
+
+def _is_enough(samples: Sequence[dict[str, float]], elapsed: float) -> bool:
+    """Whether to stop; `elapsed` is in units of the time asked for."""
+    num_quiet = sum(sample["others_share"] <= QUIET_SHARE for sample in samples)
+    if len(samples) < MIN_ROUNDS or elapsed < 1:
+        return False
+    return num_quiet >= MIN_ROUNDS or elapsed > PATIENCE
+
+
+def _busy_seconds() -> tuple[float, float, float]:
+    """Now, core seconds the whole machine has worked, and this process of them."""
+    own = os.times()
+    line = Path("/proc/stat").read_text().partition("\n")[0].split()
+    user, nice, system, _, _, *interrupts = (int(word) for word in line[1:])
+    busy = (user + nice + system + sum(interrupts[:2])) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy, own.user + own.system
+
+
+def _others_share(before: tuple[float, float, float]) -> float:
+    """What other processes took of all cores since `before`."""
+    now = _busy_seconds()
+    wall, busy, own = (b - a for a, b in zip(before, now, strict=True))
+    return round(max(busy - own, 0.0) / (wall * (os.cpu_count() or 1)), 3)
 
 
 def _block(system: System, size: int, first: int, device: torch.device) -> list[float]:

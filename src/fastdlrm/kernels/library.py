@@ -6,6 +6,7 @@ node of known shape.
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,7 +60,7 @@ def define(
 def implement(name: str, device: str, implementation: Function) -> None:
     """Put an implementation in the place of the definition on one kind of device.
 
-    float64 stays with the definition: it is for checking gradients.
+    On a GPU float64 stays with the definition: it is for checking gradients.
 
     Args:
         name: Of a defined operator.
@@ -72,4 +73,23 @@ def implement(name: str, device: str, implementation: Function) -> None:
         is_exact = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args)
         return definition(*args) if is_exact else implementation(*args)
 
-    _LIBRARY.impl(name, run, device.upper())
+    _LIBRARY.impl(name, run if device == "cuda" else implementation, device.upper())
+
+
+def on_first_call(module: str, name: str) -> Function:
+    """A function of a module that is imported when it is first called.
+
+    A compiler takes half a second to import, and a process that computes elsewhere needs none.
+
+    Args:
+        module: Full name.
+        name: Of the function.
+    """
+    loaded: list[Function] = []
+
+    def call(*args: Any) -> Any:
+        if not loaded:
+            loaded.append(getattr(import_module(module), name))
+        return loaded[0](*args)
+
+    return call

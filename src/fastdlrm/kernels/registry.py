@@ -5,10 +5,39 @@ Importing this imports no torch, so a command can list the table at once.
 
 import msgspec
 
-OPERATORS = ("pooled_lookup", "dot_interaction", "row_gradient", "row_update")
+OPERATORS = (
+    "pooled_lookup",
+    "dot_interaction",
+    "logit_loss",
+    "mlp_backward",
+    "sort_rows",
+    "row_gradient",
+    "update_rows_",
+    "dense_update",
+)
 """The hot operators, in the order of a training step."""
 
 DEVICES = ("cpu", "cuda")
+
+COMPILED = {
+    ("sort_rows", "cpu"): (
+        "numba",
+        "radix sort of int32; int64 is left to torch",
+    ),
+    ("update_rows_", "cpu"): ("numba", "one pass over a batch's rows; torch's scatters are serial"),
+    **{
+        (operator, "cuda"): ("triton", reason)
+        for operator, reason in {
+            "pooled_lookup": "sums rows of a bag in registers",
+            "dot_interaction": "reads the rows and multiplies them in one pass",
+            "update_rows_": "deterministic sums of runs of any length, applied in place",
+            "logit_loss": "last layer, loss and gradients in one pass",
+            "mlp_backward": "ReLU and bias gradient within the product (bf16, Hopper or newer)",
+            "dense_update": "all parameters and their bf16 copy in one kernel",
+        }.items()
+    },
+}
+"""Name and reason, by operator and device, of what is not the definition."""
 
 
 class Implementation(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,16 +48,18 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     """One of DEVICES."""
     name: str
-    """torch: the definition, in torch's own operators."""
+    """torch: the definition, in torch's own operators; numba: compiled for the CPU; triton: for
+    a GPU, where Triton is installed."""
     reason: str
     """Why this one."""
 
 
 def implementations() -> list[Implementation]:
     """The implementation of every operator on every device."""
-    reason = "the only one for this device"
-    return [
-        Implementation(operator=operator, device=device, name="torch", reason=reason)
-        for operator in OPERATORS
-        for device in DEVICES
-    ]
+    definition = ("torch", "the only one for this device")
+    found = []
+    for operator in OPERATORS:
+        for device in DEVICES:
+            name, reason = COMPILED.get((operator, device), definition)
+            found.append(Implementation(operator=operator, device=device, name=name, reason=reason))
+    return found

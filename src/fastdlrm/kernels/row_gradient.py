@@ -3,13 +3,13 @@
 Shapes: R rows of all tables together, D embedding dim, L ids in the batch, U different rows.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.library import has_gpu_kernels
+from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 from fastdlrm.kernels.lookup import Pooling, bag_of_id, bag_sizes
 
 if has_gpu_kernels():
@@ -60,7 +60,7 @@ def row_order(
         weights: As in `pooled_lookup`.
         pooling: As in `pooled_lookup`.
     """
-    keys, order = torch.sort(rows, stable=True)
+    keys, order = sort_rows(rows)
     chunks = gpu.row_chunks(keys) if rows.is_cuda and has_gpu_kernels() else None
     if chunks is not None:
         order = order.int()  # half the bytes for the kernel that reads it
@@ -73,6 +73,18 @@ def row_order(
         shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)
         factors = shares if factors is None else factors * shares
     return RowOrder(keys, bags, factors, chunks)
+
+
+def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort rows, stably.
+
+    Args:
+        rows: None negative, shape (L,), int32 or int64.
+
+    Returns:
+        The rows ascending, of `rows`' type, and where each stood, int32 or int64; shape (L,) both.
+    """
+    return cast(tuple[Tensor, Tensor], _sort_rows(rows))
 
 
 @torch.no_grad()
@@ -98,3 +110,12 @@ def row_gradient(grad_pooled: Tensor, order: RowOrder) -> RowGradient:
         include_last_offset=True,
     )
     return RowGradient(unique_rows.long(), values)
+
+
+def _sort(rows: Tensor) -> tuple[Tensor, Tensor]:
+    keys, order = torch.sort(rows, stable=True)
+    return keys, order
+
+
+_sort_rows = define("sort_rows(Tensor rows) -> (Tensor, Tensor)", _sort)
+implement("sort_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.sort", "sort_rows"))

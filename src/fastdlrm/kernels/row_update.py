@@ -1,18 +1,20 @@
 """Optimizer updates in place, of the rows that a batch read: no other row or state moves.
 
 `update_rows_` is the operator: from the gradients of bags straight to updated rows. The functions
-below it are the rules it applies, each on a `RowGradient`.
+below it are the rules its definition applies, each on a `RowGradient`.
 
 Shapes: R rows of all tables together, D embedding dim, L ids in the batch, U different rows.
 """
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdlrm.kernels.library import has_gpu_kernels
+from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient
 from fastdlrm.kernels.step_scalars import StepScalars
 
@@ -42,20 +44,25 @@ class UpdateRule(NamedTuple):
 
         float32 for tables of 16 bits too; where the weight is.
         """
-        full, by_row = tuple(weight.shape), (weight.shape[0],)
-        kinds: dict[RuleName, dict[str, tuple[int, ...]]] = {
-            "sgd": {},
-            "adagrad": {"square_sum": full},
-            "rowwise_adagrad": {"square_sum": by_row},
-            "adam": {"first": full, "second": full},
-        }
         dtype = torch.promote_types(weight.dtype, torch.float32)
+        shape = weight.shape[:1] if self.name == "rowwise_adagrad" else weight.shape
         return {
             name: torch.zeros(
                 shape, dtype=dtype, device=weight.device, pin_memory=weight.is_pinned()
             )
-            for name, shape in kinds[self.name].items()
+            for name in self.state_names
         }
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state's tensors, in order."""
+        names: dict[RuleName, tuple[str, ...]] = {
+            "sgd": (),
+            "adagrad": ("square_sum",),
+            "rowwise_adagrad": ("square_sum",),
+            "adam": ("first", "second"),
+        }
+        return names[self.name]
 
 
 @torch.no_grad()
@@ -90,7 +97,9 @@ def update_rows_(
             **rule._asdict(),
         )
         return
-    apply_rule_(weight, state, row_gradient(grad_pooled, order), rule, scalars)
+    constants = _constants(rule)
+    tables = [weight, *state.values()]
+    _update_rows_(tables, grad_pooled, *order[:3], rule.name, constants, scalars)
 
 
 @torch.no_grad()
@@ -110,6 +119,20 @@ def apply_rule_(
         rule: Optimizer.
         scalars: Of this step, `StepScalars.tensor`.
     """
+    if weight.device.type == "cpu":  # each row is a bag of its own
+        order = RowOrder(gradient.rows, torch.arange(len(gradient.rows)), None)
+        update_rows_(weight, state, gradient.values, order, rule, scalars)
+    else:
+        _apply_rule_(weight, state, gradient, rule, scalars)
+
+
+def _apply_rule_(
+    weight: Tensor,
+    state: dict[str, Tensor],
+    gradient: RowGradient,
+    rule: UpdateRule,
+    scalars: Tensor,
+) -> None:
     rows, values = gradient
     now = StepScalars(*scalars.tolist())
     if now.gradient_scale != 1:
@@ -279,3 +302,50 @@ def hash32(x: Tensor) -> Tensor:
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
+
+
+@lru_cache(maxsize=64)
+def _constants(rule: UpdateRule) -> Tensor:
+    """What the operator takes of a rule besides its name: eps, l2, b1, b2."""
+    with torch.inference_mode(False):
+        return torch.tensor((rule.eps, rule.l2, *rule.betas), dtype=torch.float64)
+
+
+@torch.no_grad()
+def define_update_rows_(
+    tables: Sequence[Tensor],
+    grad_pooled: Tensor,
+    rows: Tensor,
+    bags: Tensor,
+    factors: Tensor | None,
+    name: RuleName,
+    constants: Tensor,
+    scalars: Tensor,
+) -> None:
+    """The definition of the operator.
+
+    Args:
+        tables: The weight, then the state in the order of the rule's names.
+        grad_pooled: Gradient of each bag.
+        rows: As in `RowOrder`; `bags` and `factors` likewise.
+        bags: Bag of each id.
+        factors: Factor of each id.
+        name: Of the rule.
+        constants: Its eps, l2, b1, b2.
+        scalars: Of this step.
+    """
+    eps, l2, b1, b2 = constants.tolist()
+    rule = UpdateRule(name, eps, l2, (b1, b2))
+    weight, *state = tables
+    named = dict(zip(rule.state_names, state, strict=True))
+    gradient = row_gradient(grad_pooled, RowOrder(rows, bags, factors))
+    _apply_rule_(weight, named, gradient, rule, scalars)
+
+
+_update_rows_ = define(
+    "update_rows_(Tensor(a!)[] tables, Tensor grad_pooled, Tensor rows, Tensor bags,"
+    " Tensor? factors, str name, Tensor constants, Tensor scalars) -> ()",
+    define_update_rows_,
+    fake=lambda *args: None,
+)
+implement("update_rows_", "cpu", on_first_call("fastdlrm.kernels.cpu.row_update", "update_rows_"))

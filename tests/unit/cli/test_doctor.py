@@ -20,8 +20,12 @@ from fastdlrm.kernels.registry import DEVICES, OPERATORS, implementations
 FUNCTIONS = {
     "pooled_lookup": "fastdlrm.kernels.lookup:pooled_lookup",
     "dot_interaction": "fastdlrm.kernels.interaction:dot_interaction",
+    "logit_loss": "fastdlrm.kernels.logit_loss:logit_loss",
+    "mlp_backward": "fastdlrm.kernels.mlp:mlp_backward",
+    "dense_update": "fastdlrm.kernels.dense_update:dense_update_",
+    "sort_rows": "fastdlrm.kernels.row_gradient:sort_rows",
     "row_gradient": "fastdlrm.kernels.row_gradient:row_gradient",
-    "row_update": "fastdlrm.kernels.row_update:sgd_update_",
+    "update_rows_": "fastdlrm.kernels.row_update:update_rows_",
 }
 """One function of each operator."""
 

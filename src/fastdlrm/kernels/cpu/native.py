@@ -1,0 +1,113 @@
+"""What compiled kernels need and Numba does not offer: pointers, an atomic counter, prefetching.
+
+A kernel gets one address, of a block of int64 numbers: pointers to tensors, their sizes and bits of
+float64 numbers. All its threads run it with the same block and take pieces of the work by
+`next_piece`, so which thread does which piece is left to chance; results must not depend on it.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+COMPILE: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+}
+"""How kernels are compiled: sums may be reordered; NaN and infinity keep their meaning."""
+
+INLINE = {**COMPILE, "forceinline": True}
+"""Of functions inside a kernel's loops: a call hands over every array in seven numbers, which for a
+short row takes longer than the work."""
+
+
+def _typed_pointer(element: Any) -> Any:
+    """An intrinsic that takes an address and gives a pointer to one kind of number."""
+
+    @intrinsic
+    def pointer(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(element)(types.int64), codegen
+
+    return pointer
+
+
+int64_pointer = _typed_pointer(types.int64)
+int32_pointer = _typed_pointer(types.int32)
+uint16_pointer = _typed_pointer(types.uint16)
+float32_pointer = _typed_pointer(types.float32)
+float64_pointer = _typed_pointer(types.float64)
+
+
+@intrinsic
+def _fetch_add(typingctx: Any, address: Any) -> Any:
+    """Add one to an int64 in memory, atomically; gives what it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, soon to be read and written."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        read_write, keep, data = (ir.Constant(word, value) for value in (1, 3, 1))
+        builder.call(function, [builder.inttoptr(args[0], byte), read_write, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _reinterpretation(source: Any, target: Any) -> Any:
+    """An intrinsic that takes a number's bits for another kind of number."""
+
+    @intrinsic
+    def reinterpret(typingctx: Any, number: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+        return target(source), codegen
+
+    return reinterpret
+
+
+float32_bits = _reinterpretation(types.float32, types.uint32)
+bits_float32 = _reinterpretation(types.uint32, types.float32)
+
+
+@intrinsic
+def float32_scratch(typingctx: Any, count: Any) -> Any:
+    """Pointer to so many numbers on the stack of the function that calls this; not for loops.
+
+    An array of Numba's own would be counted, atomically, wherever it is passed on.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.alloca(ir.FloatType(), size=args[0])
+
+    return types.CPointer(types.float32)(types.int64), codegen
+
+
+@njit(**INLINE)
+def block_of(address: int, size: int) -> np.ndarray:
+    """The block as an array."""
+    return carray(int64_pointer(address), size)
+
+
+@njit(**INLINE)
+def next_piece(address: int) -> int:
+    """The number of the next piece nobody has taken; the block's first number counts them."""
+    return _fetch_add(address)
