@@ -168,9 +168,9 @@ def copy_rate(num_threads: int) -> float:
         return 4 * COPIED_BYTES / (perf_counter_ns() - start)
 
 
-def describe() -> tuple[Schema, Encoding]:
+def describe(most_rows: int) -> tuple[Schema, Encoding]:
     """13 dense features and 26 single ids, each of a hashed table of its own."""
-    rows = {f"C{i}": min(n, MOST_ROWS) for i, n in enumerate(TABLE_ROWS, start=1)}
+    rows = {f"C{i}": min(n, most_rows) for i, n in enumerate(TABLE_ROWS, start=1)}
     schema = Schema(
         label=Label(column="label", positive=("1",), negative=("0",)),
         dense=tuple(
@@ -188,9 +188,9 @@ def describe() -> tuple[Schema, Encoding]:
     return schema, Encoding(hash_version=HASH_VERSION, dense={}, quantiles={}, tables=tables)
 
 
-def write_dataset(out: Path, num_rows: int) -> None:
+def write_dataset(out: Path, num_rows: int, most_rows: int = MOST_ROWS) -> None:
     """Write a dataset whose ids are skewed to small rows: floor(rows * u^3), u uniform."""
-    schema, encoding = describe()
+    schema, encoding = describe(most_rows)
     columns = encoded_schema(schema, encoding)
     part_rows = 8 * PART_BYTES // sum(field.type.bit_width for field in columns)
     rng = np.random.default_rng(SEED)
