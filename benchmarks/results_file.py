@@ -31,7 +31,7 @@ def gpu() -> dict[str, str]:
 def host() -> dict[str, Any]:
     """CPU and GPU model, cores, memory, versions and commit.
 
-    The commit is that of the checkout, or what GIT_COMMIT says where there is none.
+    The commit is what GIT_COMMIT says, where the code is a copy of a checkout, or the checkout's.
     """
     cpuinfo = Path("/proc/cpuinfo")
     models = [
@@ -51,7 +51,7 @@ def host() -> dict[str, Any]:
         "python": platform.python_version(),
         "fastdlrm": __version__,
         **{p: version(p) for p in ("torch", "numpy", "pyarrow", "duckdb", "numba")},
-        "commit": commit.stdout.strip() or os.environ.get("GIT_COMMIT", ""),
+        "commit": os.environ.get("GIT_COMMIT", commit.stdout.strip()),
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -50,10 +50,22 @@ def bag_sizes(offsets: Tensor) -> Tensor:
     return offsets.diff().clamp(min=1).unsqueeze(1)
 
 
-def bag_of_id(offsets: Tensor, num_ids: int) -> Tensor:
-    """The bag that holds each id, shape (L,)."""
-    bags = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(bags, offsets.diff(), output_size=num_ids)
+def segment_of(offsets: Tensor, num_positions: int) -> Tensor:
+    """The segment that holds each position: the bag of each id, the feature of each id.
+
+    Args:
+        offsets: Where each segment begins, and the end, shape (num_segments + 1,), from 0 on.
+        num_positions: The end.
+
+    Returns:
+        Shape (num_positions,), int32 or int64.
+    """
+    return cast(Tensor, _segment_of(offsets, num_positions))
+
+
+def _repeated_segments(offsets: Tensor, num_positions: int) -> Tensor:
+    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(segments, offsets.diff(), output_size=num_positions)
 
 
 def _forward(
@@ -102,7 +114,7 @@ def _backward(
     if offsets is not None:
         if ctx.is_mean:
             grad_L = grad_L / bag_sizes(offsets)
-        grad_L = grad_L.index_select(0, bag_of_id(offsets, len(rows)))
+        grad_L = grad_L.index_select(0, segment_of(offsets, len(rows)))
     grad_weight = grad_weights = None
     if ctx.needs_input_grad[0]:
         scaled = grad_L if weights is None else grad_L * weights.unsqueeze(1)
@@ -112,6 +124,11 @@ def _backward(
     return grad_weight, None, None, grad_weights, None, None
 
 
+_segment_of = define(
+    "segment_of(Tensor offsets, int num_positions) -> Tensor",
+    _repeated_segments,
+    fake=lambda offsets, num_positions: offsets.new_empty(num_positions, dtype=torch.int64),
+)
 _pooled_lookup = define(
     "pooled_lookup(Tensor weight, Tensor rows, Tensor? offsets, Tensor? weights, bool is_mean,"
     " ScalarType dtype) -> Tensor",

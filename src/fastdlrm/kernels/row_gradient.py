@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
-from fastdlrm.kernels.lookup import Pooling, bag_of_id, bag_sizes
+from fastdlrm.kernels.lookup import Pooling, bag_sizes, segment_of
 
 if has_gpu_kernels():
     from fastdlrm.kernels.cuda import row_update as gpu
@@ -67,7 +67,7 @@ def row_order(
     factors = None if weights is None else weights.index_select(0, order)
     if offsets is None:
         return RowOrder(keys, order, factors, chunks)
-    bags = bag_of_id(offsets, len(rows)).index_select(0, order)
+    bags = segment_of(offsets, len(rows)).index_select(0, order)
     if pooling == "mean":
         # float64: rounded once, to the gradient's own type.
         shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)

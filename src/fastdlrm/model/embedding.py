@@ -12,9 +12,10 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.kernels.lookup import pooled_lookup
+from fastdlrm.kernels.lookup import pooled_lookup, segment_of
 from fastdlrm.model.config import Init, Pooling
 
 INT32_ROWS = 2**31 - 1
@@ -106,8 +107,9 @@ class EmbeddingTables(nn.Module):
         ids = sparse.ids.to(self.feature_starts.dtype)
         if sparse.lengths is None:
             return (ids.view(F, B) + self.feature_starts.unsqueeze(1)).flatten()
-        ids_of_feature = sparse.lengths.view(F, B).sum(1)
-        return ids + self.feature_starts.repeat_interleave(ids_of_feature, output_size=len(ids))
+        ends = sparse.lengths.view(F, B).sum(1).cumsum(0)
+        feature = segment_of(pad(ends, (1, 0)), len(ids))
+        return ids + self.feature_starts.index_select(0, feature)
 
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.

@@ -54,6 +54,33 @@ def _lookup_kernel(
     tl.store(out + place_out, total.to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _segment_kernel(
+    offsets, out, num_segments, num_positions, STEPS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The first segment whose end is beyond the position, by halves."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    low, high = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32) + num_segments
+    for _ in tl.static_range(STEPS):
+        middle = (low + high) // 2
+        is_open = low < high
+        is_beyond = tl.load(offsets + middle + 1, mask=is_open, other=0) > i
+        low = tl.where(is_open & ~is_beyond, middle + 1, low)
+        high = tl.where(is_open & is_beyond, middle, high)
+    tl.store(out + i, low, mask=i < num_positions)
+
+
+def segment_of(offsets: Tensor, num_positions: int) -> Tensor:
+    """As the definition, in int64 as well."""
+    out = torch.empty(num_positions, dtype=torch.int64, device=offsets.device)
+    num_segments = len(offsets) - 1
+    if num_positions:
+        _segment_kernel[(triton.cdiv(num_positions, 1024),)](
+            offsets, out, num_segments, num_positions, num_segments.bit_length(), 1024
+        )
+    return out
+
+
 def pooled_lookup(
     weight: Tensor,
     rows: Tensor,
@@ -79,3 +106,4 @@ def pooled_lookup(
 
 
 implement("pooled_lookup", "cuda", pooled_lookup)
+implement("segment_of", "cuda", segment_of)
