@@ -9,6 +9,8 @@ from fastdlrm.kernels.interaction import (
     cat_interaction,
     dot_interaction,
     dot_interaction_backward,
+    lookup_dot_interaction,
+    lookup_dot_interaction_backward,
 )
 from tests import oracles
 
@@ -118,6 +120,30 @@ def test_torch_knows_the_operator(has_dense: bool) -> None:
     dense = torch.randn(2, 3, requires_grad=True) if has_dense else None
     pooled = torch.randn(2, 4, 3, requires_grad=True)
     torch.library.opcheck(torch.ops.fastdlrm.dot_interaction, (dense, pooled, True, 32))
+
+
+@pytest.mark.parametrize("has_dense", [True, False])
+@pytest.mark.parametrize("include_diagonal", [True, False])
+def test_torch_knows_the_backward(include_diagonal: bool, has_dense: bool) -> None:
+    dense = torch.randn(2, 3) if has_dense else None
+    arguments = (torch.randn(2, 32), dense, torch.randn(2, 4, 3), include_diagonal, has_dense)
+    torch.library.opcheck(torch.ops.fastdlrm.dot_interaction_backward, arguments)
+
+
+@pytest.mark.parametrize("include_diagonal", [True, False])
+def test_looked_up_ids_are_the_lookup_and_the_interaction(include_diagonal: bool) -> None:
+    weight, dense = torch.randn(5, 3), torch.randn(2, 3).relu()
+    rows = torch.tensor([0, 4, 1, 1, 2, 0, 3, 3], dtype=torch.int32)
+    pooled = weight[rows.long()].view(4, 2, 3).transpose(0, 1)
+    found = lookup_dot_interaction(weight, rows, dense, 4, include_diagonal, 20)
+    assert torch.equal(found, dot_interaction(dense, pooled, include_diagonal, 20))
+    grad = torch.randn_like(found)
+    backward = lookup_dot_interaction_backward(
+        grad, weight, rows, dense, 4, include_diagonal, relu=True
+    )
+    expected = dot_interaction_backward(grad, dense, pooled, include_diagonal, relu=True)
+    for one, other in zip(backward, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_dims_must_agree() -> None:

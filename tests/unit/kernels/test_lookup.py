@@ -75,3 +75,27 @@ def test_gradcheck(offsets: torch.Tensor | None, pooling: str) -> None:
     assert torch.autograd.gradcheck(
         lambda w: pooled_lookup(w, ROWS.long(), offsets, None, pooling), (weight,)
     )
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("offsets", [None, OFFSETS, OFFSETS.int()])
+@pytest.mark.parametrize("is_mean", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_knows_the_operator(
+    dtype: torch.dtype,
+    is_mean: bool,
+    offsets: torch.Tensor | None,
+    weights: torch.Tensor | None,
+) -> None:
+    """Schema, autograd, and shapes without computing, for `torch.compile` and `torch.export`."""
+    weight = TABLE.clone().requires_grad_()
+    if weights is not None:
+        weights = weights.clone().requires_grad_()
+    arguments = (weight, ROWS, offsets, weights, is_mean, dtype)
+    torch.library.opcheck(torch.ops.fastdlrm.pooled_lookup, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_knows_the_operator_on_tables_of_16_bits(dtype: torch.dtype) -> None:
+    arguments = (TABLE.to(dtype), ROWS, OFFSETS, None, True, torch.float32)
+    torch.library.opcheck(torch.ops.fastdlrm.pooled_lookup, arguments)

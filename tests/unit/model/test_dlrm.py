@@ -140,3 +140,32 @@ def test_state_tensors_hold_the_running_statistics_of_batch_norm() -> None:
     top = build_mlp(DIM, [4], out_features=1, norm="batch", generator=generator)
     model = DLRM(tables, build_mlp(2, [DIM], generator=generator), top, interaction="cat")
     assert "top_mlp.1.running_mean" in model.state_tensors()
+
+
+@pytest.mark.parametrize("has_bags", [False, True])
+def test_export_sees_one_node_an_operator(has_bags: bool) -> None:
+    """The operators stay whole in `torch.export`, and the exported program computes the same."""
+
+    class Module(nn.Module):
+        """Takes tensors alone, as an exported program does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make_model("dot")
+
+        def forward(
+            self, dense: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor | None
+        ) -> torch.Tensor:
+            sparse = SparseBatch(ids=ids, lengths=lengths, weights=None, num_features=2)
+            return self.model(dense, sparse)
+
+    module, sparse, dense = Module().eval(), batch(), torch.randn(3, 2)
+    if has_bags:
+        arguments = (dense, sparse.ids, sparse.lengths)
+    else:
+        arguments = (dense, torch.tensor([0, 4, 1, 2, 2, 0], dtype=torch.int32), None)
+    program = torch.export.export(module, arguments)
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    ours = [name for name in called if name.startswith("fastdlrm.")]
+    assert ours == ["fastdlrm.pooled_lookup.default", "fastdlrm.dot_interaction.default"]
+    assert torch.equal(program.module()(*arguments), module(*arguments))

@@ -1,0 +1,124 @@
+"""Small models, batches and settings of a train step: the same numbers on every device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.kernels.interaction import dot_interaction_width
+from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.mlp import build_mlp
+from fastdlrm.train.config import (
+    DenseOptimizerConfig,
+    ScheduleConfig,
+    SparseOptimizerConfig,
+    TrainConfig,
+)
+from fastdlrm.train.step import TrainStep
+
+BATCH_SIZE = 48
+NUM_DENSE = 5
+DIM = 8
+TABLES = {"a": 100, "b": 7}
+FEATURES = ("a", "b", "a")  # features 0 and 2 share a table
+
+
+def make_model(
+    interaction: str = "dot",
+    *,
+    include_diagonal: bool = False,
+    num_dense: int = NUM_DENSE,
+    pooling: str = "sum",
+    table_dtype: torch.dtype = torch.float32,
+    norm: str = "none",
+    dropout: float = 0.0,
+) -> DLRM:
+    """A DLRM of few numbers, in training mode."""
+    generator = torch.Generator().manual_seed(0)
+    tables = EmbeddingTables(
+        TABLES, FEATURES, embedding_dim=DIM, pooling=pooling, dtype=table_dtype
+    )
+    tables.initialise("normal", generator, 0.3)
+    changes = {"norm": norm, "dropout": dropout, "generator": generator}
+    width = DIM * (len(FEATURES) + bool(num_dense))
+    if interaction == "dot":
+        has_dense = num_dense > 0
+        width = dot_interaction_width(len(FEATURES), DIM, has_dense, include_diagonal)
+    bottom = build_mlp(num_dense, (20, DIM), **changes) if num_dense else None
+    top = build_mlp(width, (32, 12), out_features=1, **changes)
+    model = DLRM(tables, bottom, top, interaction=interaction, include_diagonal=include_diagonal)
+    return model.train()
+
+
+def single_ids(seed: int, num_samples: int = BATCH_SIZE, num_dense: int = NUM_DENSE) -> Batch:
+    """One id a bag, in one buffer; a label is 1 where the id of feature 1 is odd."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = Batch.allocate(num_samples, num_dense, len(FEATURES))
+    ids = [_draw(generator, TABLES[table], num_samples) for table in FEATURES]
+    batch.sparse.ids.copy_(torch.cat(ids))
+    batch.dense.copy_(torch.randn(num_samples, num_dense, generator=generator))
+    batch.labels.copy_(ids[1] % 2)
+    return batch
+
+
+def bags(seed: int, *, is_weighted: bool = False, num_samples: int = BATCH_SIZE) -> Batch:
+    """Bags of 0 to 4 ids."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = _draw(generator, 5, len(FEATURES) * num_samples)
+    sizes = lengths.view(len(FEATURES), -1).sum(1).tolist()
+    drawn = zip(FEATURES, sizes, strict=True)
+    ids = torch.cat([_draw(generator, TABLES[table], size) for table, size in drawn])
+    return Batch(
+        dense=torch.randn(num_samples, NUM_DENSE, generator=generator),
+        sparse=SparseBatch(
+            ids=ids,
+            lengths=lengths,
+            weights=torch.rand(len(ids), generator=generator) if is_weighted else None,
+            num_features=len(FEATURES),
+        ),
+        labels=_draw(generator, 2, num_samples).float(),
+    )
+
+
+def make_config(
+    dense: str = "sgd", sparse: str = "sgd", *, learning_rate: float = 0.05, **changes: object
+) -> TrainConfig:
+    """A large eps: the first steps of Adagrad and Adam are sign(g), which magnifies rounding."""
+    settings = {
+        "global_batch_size": BATCH_SIZE,
+        "num_epochs": 1,
+        "dense_optimizer": DenseOptimizerConfig(
+            name=dense, learning_rate=learning_rate, eps=1e-2, weight_decay=0.01
+        ),
+        "sparse_optimizer": SparseOptimizerConfig(
+            name=sparse, learning_rate=learning_rate, eps=1e-2, l2=0.01
+        ),
+        "schedule": ScheduleConfig(name="constant", warmup_steps=4),
+    }
+    return TrainConfig(**(settings | changes))
+
+
+def take(step: TrainStep, batches: Sequence[Batch], first: int = 0) -> Tensor:
+    """Take steps; their losses, on the CPU."""
+    losses = [step(batch, first + k) for k, batch in enumerate(batches)]
+    return torch.stack(losses).cpu()
+
+
+def state_of(step: TrainStep) -> dict[str, Tensor]:
+    """A copy on the CPU of all that a checkpoint keeps of a step."""
+    groups = {
+        "model": step.model.state_tensors(),
+        "sparse": step.sparse_optimizer.state_tensors(),
+        "dense": step.dense_optimizer.state_tensors(),
+    }
+    return {
+        f"{group}.{name}": tensor.detach().to("cpu", copy=True)
+        for group, tensors in groups.items()
+        for name, tensor in tensors.items()
+    }
+
+
+def _draw(generator: torch.Generator, high: int, *shape: int) -> Tensor:
+    return torch.randint(0, high, shape, generator=generator, dtype=torch.int32)

@@ -1,0 +1,175 @@
+"""Steps replayed from a CUDA graph are the very steps taken one kernel at a time."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdlrm.batch import Batch
+from fastdlrm.checkpoint import store
+from fastdlrm.train.config import TrainConfig
+from fastdlrm.train.step import TrainStep, why_no_graph
+from tests.training import make_config, make_model, single_ids, state_of, take
+
+NUM_STEPS = 20
+TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def make_step(config: TrainConfig, table_dtype: str = "fp32", **changes: object) -> TrainStep:
+    step = TrainStep(make_model(table_dtype=TABLE_DTYPES[table_dtype], **changes).cuda(), config)
+    assert bool(step.why_no_graph) == (not config.use_cuda_graph)
+    return step
+
+
+def pinned(count: int = NUM_STEPS) -> list[Batch]:
+    return [single_ids(seed).pin() for seed in range(count)]
+
+
+def assert_same_bits(one: TrainStep, other: TrainStep) -> None:
+    found, expected = state_of(one), state_of(other)
+    assert found.keys() == expected.keys()
+    assert [name for name, x in found.items() if not torch.equal(x, expected[name])] == []
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("precision", "tables"), [("fp32", "fp32"), ("bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("dense", "sparse"),
+    [
+        ("sgd", "sgd"),
+        ("adagrad", "rowwise_adagrad"),
+        ("adam", "adagrad"),
+        ("adamw", "adam"),
+    ],
+)
+def test_the_graph_takes_the_very_steps(
+    dense: str, sparse: str, precision: str, tables: str
+) -> None:
+    results, steps = [], []
+    for use_cuda_graph in (True, False):
+        config = make_config(dense, sparse, precision=precision, use_cuda_graph=use_cuda_graph)
+        steps.append(make_step(config, tables))
+        results.append(take(steps[-1], pinned()))
+    assert torch.equal(*results)
+    assert_same_bits(*steps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(
+    "changes",
+    [{"interaction": "cat"}, {"num_dense": 0}, {"include_diagonal": True}, {"norm": "batch"}],
+)
+def test_the_graph_takes_any_model(changes: dict[str, object]) -> None:
+    results, steps = [], []
+    batches = [single_ids(seed, num_dense=changes.get("num_dense", 5)) for seed in range(6)]
+    for use_cuda_graph in (True, False):
+        config = make_config("adagrad", "rowwise_adagrad", use_cuda_graph=use_cuda_graph)
+        steps.append(make_step(config, **changes))
+        results.append(take(steps[-1], batches))
+    assert torch.equal(*results)
+    assert_same_bits(*steps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_graph_takes_micro_batches() -> None:
+    results, steps = [], []
+    for use_cuda_graph in (True, False):
+        config = make_config(gradient_accumulation_steps=3, use_cuda_graph=use_cuda_graph)
+        steps.append(make_step(config))
+        results.append(take(steps[-1], pinned(8)))
+    assert torch.equal(*results)
+    assert_same_bits(*steps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("place", [lambda batch: batch, Batch.pin, lambda batch: batch.to("cuda")])
+def test_a_batch_may_lie_anywhere(place: Callable[[Batch], Batch]) -> None:
+    config = make_config("adagrad", "rowwise_adagrad")
+    one, other = make_step(config), make_step(config)
+    losses = take(one, [place(single_ids(seed)) for seed in range(8)])
+    assert torch.equal(losses, take(other, pinned(8)))
+    assert_same_bits(one, other)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_smaller_batch_between_replays(precision: str) -> None:
+    """It is not of the graph's shape, and the graph goes on with what it did."""
+    batches = pinned(6)
+    batches[4:4] = [single_ids(90, num_samples=7).pin(), single_ids(91, num_samples=1).pin()]
+    results, steps = [], []
+    for use_cuda_graph in (True, False):
+        config = make_config(
+            "adam", "rowwise_adagrad", precision=precision, use_cuda_graph=use_cuda_graph
+        )
+        steps.append(make_step(config))
+        results.append(take(steps[-1], batches))
+    assert torch.equal(*results)
+    assert_same_bits(*steps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_runs_have_the_same_bits(precision: str) -> None:
+    config = make_config("adam", "rowwise_adagrad", precision=precision)
+    one, other = make_step(config, "bf16"), make_step(config, "bf16")
+    assert torch.equal(take(one, pinned()), take(other, pinned()))
+    assert_same_bits(one, other)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("dense", "sparse"), [("adagrad", "rowwise_adagrad"), ("adam", "adam")])
+def test_a_resumed_run_goes_on_with_the_same_bits(dense: str, sparse: str, precision: str) -> None:
+    config, batches = make_config(dense, sparse, precision=precision), pinned()
+    whole = make_step(config, "bf16")
+    take(whole, batches[:10])
+    saved = state_of(whole)
+    rest = take(whole, batches[10:], first=10)
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        named = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+        assert named
+        return named
+
+    resumed = make_step(config, "bf16")
+    store.copy_into(resumed.model.state_tensors(), group("model."), "model")
+    resumed.sparse_optimizer.load_state_tensors(group("sparse."))
+    resumed.dense_optimizer.load_state_tensors(group("dense."))
+    resumed.dense_optimizer.refresh()
+    assert torch.equal(take(resumed, batches[10:], first=10), rest)
+    assert_same_bits(resumed, whole)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_every_replay_draws_another_dropout_mask() -> None:
+    step = make_step(make_config(learning_rate=1e-12), dropout=0.5)
+    losses = take(step, [single_ids(0).pin()] * 12)
+    # two steps to warm up, the others replayed
+    assert len(set(losses[2:].tolist())) > 5
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "reason"),
+    [
+        ("cpu", {}, "steps run on the CPU"),
+        ("cuda", {"use_cuda_graph": False}, "train.use_cuda_graph is false"),
+        ("cuda", {"gradient_clip_norm": 1.0}, "train.gradient_clip_norm needs the norm of all"),
+        ("cuda", {}, ""),
+    ],
+)
+def test_why_there_is_no_graph(device: str, changes: dict[str, object], reason: str) -> None:
+    found = why_no_graph(make_config(**changes), torch.device(device))
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
