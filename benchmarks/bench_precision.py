@@ -9,6 +9,8 @@ Usage: python benchmarks/bench_precision.py criteo-sample 'DIR/day_*.gz'
 import argparse
 import statistics
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("inputs", nargs="*")
     parser.add_argument("--generate", type=int, default=0, help="rows of a generated log as input")
     parser.add_argument("--set", action="append", default=[], help="override for every run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         inputs = options.inputs
@@ -41,18 +44,19 @@ def main() -> None:
         data = str(Path(folder) / "data")
         flags = [flag for path in inputs for flag in ("--input", path)]
         fastdlrm("prepare", "--config", options.preset, *flags, "--out", data)
-        samples = []
-        for seed in SEEDS:
-            for variant, overrides in VARIANTS.items():
-                run = str(Path(folder) / f"run-{seed}-{variant}")
-                sets = [f"seed={seed}", *overrides, *options.set]
-                changes = [flag for value in sets for flag in ("--set", value)]
-                command = ("--config", options.preset, "--data", data, "--out", run)
-                fastdlrm("train", *command, *changes)
-                values = fastdlrm("eval", "--run", run, "--data", data, "--split", "test")
-                sample = {"seed": seed, "variant": variant}
-                samples.append(sample | {k: values[k] for k in SHOWN})
-                print(samples[-1], flush=True)
+
+        def sample(seed: int, variant: str) -> dict[str, Any]:
+            run = str(Path(folder) / f"run-{seed}-{variant}")
+            sets = [f"seed={seed}", *VARIANTS[variant], *options.set]
+            changes = [flag for value in sets for flag in ("--set", value)]
+            command = ("--config", options.preset, "--data", data, "--out", run)
+            fastdlrm("train", *command, *changes)
+            values = fastdlrm("eval", "--run", run, "--data", data, "--split", "test")
+            return {"seed": seed, "variant": variant} | {k: values[k] for k in SHOWN}
+
+        seeds, variants = zip(*product(SEEDS, VARIANTS), strict=True)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            samples = list(pool.map(sample, seeds, variants))
     result = {variant: difference(samples, variant) for variant in VARIANTS if variant != "fp32"}
     for variant, found in result.items():
         gap = f"{found['mean']:+.5f} +- {found['half']:.5f}"
