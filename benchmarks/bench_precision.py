@@ -40,7 +40,7 @@ def main() -> None:
             log = Path(folder) / "log"
             rows = ("--rows", str(options.generate), "--files", "4", "--seed", "7")
             fastdlrm("generate", *rows, "--out", str(log))
-            inputs = [f"{log}/*"]
+            inputs = [f"{log}/day_*"]
         data = str(Path(folder) / "data")
         flags = [flag for path in inputs for flag in ("--input", path)]
         fastdlrm("prepare", "--config", options.preset, *flags, "--out", data)
