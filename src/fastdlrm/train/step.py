@@ -48,7 +48,7 @@ class TrainStep:
             config.dense_optimizer,
             model.dense_parameters(),
             compute_dtype=torch.float32 if unfused else compute_dtype,
-            width_multiple=1 if self._device.type == "cpu" else GPU_WIDTH_MULTIPLE,
+            width_multiple=1 if unfused or self._device.type == "cpu" else GPU_WIDTH_MULTIPLE,
         )
         self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
         self._head: Head
