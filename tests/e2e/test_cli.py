@@ -44,7 +44,8 @@ def test_predict_scores_raw_files_in_order(run):
     )
     scores = pq.read_table(out)
     assert report["num_rows"] == len(scores) == 20000
-    assert scores["file"].unique().to_pylist() == ["day_0.gz", "day_1.gz"]
+    files = [str(run / "log" / name) for name in ("day_0.gz", "day_1.gz")]
+    assert scores["file"].unique().to_pylist() == files
     assert scores["row"].to_pylist() == [*range(10000), *range(10000)]
 
 

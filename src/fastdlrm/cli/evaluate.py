@@ -20,15 +20,15 @@ def evaluate(
     fastdlrm eval --run RUN --data DATA --split test --json
     """
     from fastdlrm.data.dataset import Dataset
+    from fastdlrm.train.device import scoring_device
     from fastdlrm.train.evaluate import evaluate as measure
     from fastdlrm.train.run import Run
-    from fastdlrm.train.trainer import resolve_device
 
     opened = Run.open(run)
     dataset = Dataset.open(data)
     opened.require_same_encoding(dataset)
     config = opened.recipe.train
-    device = resolve_device(config.device)
+    device = scoring_device(config.device)
     model = opened.load_model(checkpoint).to(device)
     values = measure(model, dataset.split(split), config.eval_batch_size, device)
     emit(

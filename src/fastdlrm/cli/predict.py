@@ -20,15 +20,15 @@ def predict(
 ) -> None:
     """Score raw files of the format the model was trained from, in input order.
 
-    The Parquet file has the columns `file`, `row` (from 0 in its file) and `score`, the probability
-    of a positive label.
+    The Parquet file has the columns `file` (its path as given), `row` (from 0 in its file) and
+    `score`, the probability of a positive label.
 
         fastdlrm predict --run RUN --input 'LOG/*.gz' --out SCORES.parquet
     """
     from fastdlrm.data.source import expand_inputs
+    from fastdlrm.train.device import scoring_device
     from fastdlrm.train.predict import predict as score
     from fastdlrm.train.run import Run
-    from fastdlrm.train.trainer import resolve_device
 
     opened = Run.open(run)
     num_rows = score(
@@ -36,7 +36,7 @@ def predict(
         expand_inputs(inputs),
         out,
         checkpoint=checkpoint,
-        device=resolve_device(opened.recipe.train.device),
+        device=scoring_device(opened.recipe.train.device),
         labelled=not unlabelled,
     )
     emit(

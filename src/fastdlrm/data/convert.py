@@ -15,7 +15,16 @@ import pyarrow.compute as pc
 from fastdlrm.contracts.schema import Label, Schema, SparseFeature
 from fastdlrm.data.bags import Bags, parse_bags
 from fastdlrm.data.staged import LABEL, TIME, dense_column, sparse_column, weight_column
-from fastdlrm.data.values import PARSERS, Flaws, Typed, shown, texts, time_type, times
+from fastdlrm.data.values import (
+    PARSERS,
+    Flaws,
+    Typed,
+    beyond_float32,
+    shown,
+    texts,
+    time_type,
+    times,
+)
 from fastdlrm.data.values import without_missing as present
 from fastdlrm.errors import ConfigError, DataError
 
@@ -88,7 +97,10 @@ class Converter:
             column = self._schema.label.column
             add(LABEL, column, self._label(raw.column(column)))
         for dense in self._schema.dense:
-            add(dense_column(dense.name), dense.column, parse(dense.column, "quantile"))
+            typed, wrong = parse(dense.column, "quantile")
+            if dense.transform == "none":  # what a transform makes of it is known after the fit
+                wrong = beyond_float32(raw.column(dense.column), typed) | wrong
+            add(dense_column(dense.name), dense.column, (typed, wrong))
         for sparse in self._schema.sparse:
             name = sparse_column(sparse.name)
             if not sparse.bag:

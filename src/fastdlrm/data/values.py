@@ -90,9 +90,19 @@ def texts(values: pa.Array) -> Typed:
 def float_weights(values: pa.Array) -> Typed:
     """Numbers as float32."""
     typed, flaws = numbers(values)
+    return pc.cast(typed, pa.float32()), beyond_float32(values, typed) | flaws
+
+
+def beyond_float32(values: pa.Array, typed: pa.Array) -> Flaws:
+    """The numbers that float32 cannot hold.
+
+    Args:
+        values: Raw.
+        typed: The same as float64.
+    """
     narrow = pc.cast(typed, pa.float32())
     infinite = np.isinf(narrow.fill_null(0).to_numpy(zero_copy_only=False))
-    return narrow, _flaws(values, infinite, "is infinite or too large") | flaws
+    return _flaws(values, infinite, "is infinite or too large")
 
 
 def time_type(values: pa.Array) -> pa.DataType | None:

@@ -38,7 +38,7 @@ def build_dlrm(
     """
     num_dense, num_sparse = len(schema.dense), len(schema.sparse)
     num_vectors = num_sparse + bool(num_dense)
-    _check(config, num_dense, num_vectors)
+    require_fit(config, schema)
     generator = torch.Generator().manual_seed(seed)
     tables = EmbeddingTables(
         {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables},
@@ -92,7 +92,14 @@ def interaction_width(config: ModelConfig, num_vectors: int, *, has_dense: bool)
     )
 
 
-def _check(config: ModelConfig, num_dense: int, num_vectors: int) -> None:
+def require_fit(config: ModelConfig, schema: Schema) -> None:
+    """Check a config against the features of a dataset.
+
+    Raises:
+        ConfigError: The config does not fit the schema.
+    """
+    num_dense = len(schema.dense)
+    num_vectors = len(schema.sparse) + bool(num_dense)
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "

@@ -1,5 +1,7 @@
 """How a model is trained: the [train] section of a preset."""
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -22,6 +24,11 @@ class DenseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     weight_decay: float = 0.0
     """On weights and biases alike."""
 
+    def __post_init__(self) -> None:
+        where = "train.dense_optimizer"
+        _require_positive(where, {"learning_rate": self.learning_rate})
+        _require_not_negative(where, {"eps": self.eps, "weight_decay": self.weight_decay})
+
 
 class SparseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Optimizer of the embedding tables; it touches only the rows of a batch."""
@@ -34,6 +41,11 @@ class SparseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     """Added to the denominator (not sgd)."""
     l2: float = 0.0
     """Adds l2 * row to the gradient of each row of the batch."""
+
+    def __post_init__(self) -> None:
+        where = "train.sparse_optimizer"
+        _require_positive(where, {"learning_rate": self.learning_rate})
+        _require_not_negative(where, {"eps": self.eps, "l2": self.l2})
 
 
 class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,11 +64,9 @@ class ScheduleConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Factor of one stair (step)."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "decay_start_step", "decay_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"train.schedule.{name} is {getattr(self, name)}; 0 or more is allowed"
-                )
+        names = ("warmup_steps", "decay_start_step", "decay_steps")
+        _require_not_negative("train.schedule", {name: getattr(self, name) for name in names})
+        _require_positive("train.schedule", {"gamma": self.gamma})
         if (self.name == "constant") == (self.decay_steps > 0):
             raise ConfigError(
                 f"train.schedule: decay_steps {self.decay_steps} with name {self.name!r}; constant "
@@ -92,7 +102,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     class_weights: tuple[float, float] = (1.0, 1.0)
     """Weight of a negative and of a positive row (weighted_bce)."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches an optimizer step; more: less memory, the same result."""
+    """Micro-batches an optimizer step; more: less memory, the same result, except that batch norm
+    takes its statistics from a micro-batch, not from the whole batch."""
     gradient_clip_norm: float = 0.0
     """Largest norm of all gradients together, tables' included; 0: no limit."""
     evaluate_every_steps: int = 0
@@ -122,7 +133,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     use_cuda_graph: bool = True
     """On a GPU, replay whole steps as one captured graph where that is possible: much faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where there is one."""
+    """Where to train; auto: cuda where there is one. A trained model is used on the CPU where its
+    GPU is absent."""
 
     def __post_init__(self) -> None:
         at_least_one = {
@@ -137,6 +149,14 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name, value in at_least_one.items():
             if value < 1:
                 raise ConfigError(f"train.{name} is {value}; 1 or more is allowed")
+        not_negative: dict[str, float] = {
+            "max_steps": self.max_steps,
+            "gradient_clip_norm": self.gradient_clip_norm,
+            "evaluate_every_steps": self.evaluate_every_steps,
+            "early_stop_patience": self.early_stop_patience,
+            "checkpoint_every_steps": self.checkpoint_every_steps,
+        }
+        _require_not_negative("train", not_negative)
         if self.global_batch_size % self.gradient_accumulation_steps:
             raise ConfigError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of "
@@ -144,3 +164,19 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.loss != "weighted_bce" and self.class_weights != (1.0, 1.0):
             raise ConfigError(f"train.class_weights need loss = 'weighted_bce', not {self.loss!r}")
+        for kind, weight in zip(("negative", "positive"), self.class_weights, strict=True):
+            _require_not_negative("train.class_weights", {kind: weight})
+
+
+def _require_positive(where: str, values: Mapping[str, float]) -> None:
+    """Refuse NaN, too: it compares as false."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{where}.{name} is {value}; a finite number above 0 is allowed")
+
+
+def _require_not_negative(where: str, values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            finite = "" if isinstance(value, int) else ", and finite,"
+            raise ConfigError(f"{where}.{name} is {value}; 0 or more{finite} is allowed")

@@ -33,7 +33,8 @@ def predict(
 ) -> int:
     """Score every row of raw files and write a Parquet file.
 
-    Columns: `file` (name), `row` (from 0 in its file), `score` (probability of a positive label).
+    Columns: `file` (its path as given), `row` (from 0 in its file), `score` (probability of a
+    positive label).
     A bad row is an error: a score must not be silently missing.
 
     Args:
@@ -65,7 +66,7 @@ def predict(
                 staged = Path(folder) / "staged.parquet"
                 for path in inputs:
                     _stage(run, path, staged, labelled)
-                    for rows in scorer.scores_of(path.name, staged):
+                    for rows in scorer.scores_of(_text(path), staged):
                         writer.write_batch(rows)
                         num_rows += rows.num_rows
             temporary.replace(out)
@@ -95,6 +96,11 @@ class _Scorer:
             names = pa.array([name] * len(rows))
             yield pa.record_batch([names, rows, probabilities], schema=SCHEMA)
             first_row += len(rows)
+
+
+def _text(path: Path) -> str:
+    """A path as text; bytes of it that are not UTF-8 are written as \\x and two digits."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _stage(run: Run, path: Path, out: Path, labelled: bool) -> None:

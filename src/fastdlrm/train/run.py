@@ -32,8 +32,9 @@ from fastdlrm.contracts.manifest import (
 from fastdlrm.data.config import DataConfig
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
-from fastdlrm.model.build import build_dlrm
+from fastdlrm.model.build import build_dlrm, require_fit
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.train.device import resolve_device
 from fastdlrm.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -72,12 +73,15 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> "Run":
-        """Make a run's folder.
+        """Make a run's folder; nothing is left where training cannot start.
 
         Raises:
-            ConfigError: The folder is a file, or holds something already.
+            ConfigError: The folder is a file, or holds something already; the config does not fit
+                the dataset or this machine.
         """
         recipe = _with_data_of(dataset, recipe)
+        require_fit(recipe.model, dataset.schema)
+        resolve_device(recipe.train.device)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder}: not a folder; name one to be made")
         if folder.exists() and any(folder.iterdir()):

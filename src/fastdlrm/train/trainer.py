@@ -20,6 +20,7 @@ from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
 from fastdlrm.train.config import Metric
+from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.memory import describe, memory_plan, require_fit
 from fastdlrm.train.records import Records
@@ -313,13 +314,6 @@ class Trainer:
         except msgspec.ValidationError as problem:
             raise CheckpointError(f"{where}: its state is damaged: {problem}") from problem
         self._on_message(f"resumed at step {self._state.step} from {folder}")
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that "auto", "cpu" or "cuda" stands for here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 class _Clock:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -375,6 +376,21 @@ def test_parquet_rows_are_counted_from_1(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"^log\.parquet row 2: column 'label': '7' is neither"):
         stage(path, None, PARQUET, schema)
+
+
+def test_a_number_beyond_float32_is_named_where_no_transform_makes_it_smaller(
+    tmp_path: Path,
+) -> None:
+    path = _parquet(tmp_path, label=pa.array([1, 0]), x=pa.array([1.0, 1e39]))
+    plain = schema_of(dense=("x",))
+    with pytest.raises(
+        DataError, match=r"^log\.parquet row 2: column 'x': '1e\+39' is infinite or"
+    ):
+        stage(path, None, PARQUET, plain)
+    (feature,) = plain.dense
+    log = msgspec.structs.replace(feature, transform="log1p")
+    staged = stage(path, None, PARQUET, msgspec.structs.replace(plain, dense=(log,)))
+    assert rows_of(staged)["d.x"] == [1.0, 1e39]
 
 
 def test_parquet_types_that_cannot_be_read(tmp_path: Path) -> None:

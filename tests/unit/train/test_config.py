@@ -39,6 +39,65 @@ def test_a_schedule_that_contradicts_itself(settings: dict[str, object], message
         ScheduleConfig(**settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_steps", "-1"),
+        ("evaluate_every_steps", "-1"),
+        ("early_stop_patience", "-2"),
+        ("checkpoint_every_steps", "-1"),
+    ],
+)
+def test_a_count_is_not_negative(name: str, value: str) -> None:
+    message = rf"^preset tiny: train\.{name} is {value}; 0 or more is allowed$"
+    with pytest.raises(ConfigError, match=message):
+        tiny_recipe(f"train.{name}={value}")
+    tiny_recipe(f"train.{name}=0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("dense_optimizer.learning_rate", "0.0"),
+        ("dense_optimizer.learning_rate", "-0.1"),
+        ("sparse_optimizer.learning_rate", "nan"),
+        ("sparse_optimizer.learning_rate", "inf"),
+        ("schedule.gamma", "-0.5"),
+    ],
+)
+def test_a_number_is_above_zero(setting: str, value: str) -> None:
+    name = setting.replace(".", r"\.")
+    message = rf"^preset tiny: train\.{name} is {value}; a finite number above 0 is allowed$"
+    with pytest.raises(ConfigError, match=message):
+        tiny_recipe(f"train.{setting}={value}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("dense_optimizer.eps", "-1e-08"),
+        ("dense_optimizer.weight_decay", "-0.1"),
+        ("dense_optimizer.weight_decay", "nan"),
+        ("sparse_optimizer.eps", "-1e-08"),
+        ("sparse_optimizer.l2", "inf"),
+        ("gradient_clip_norm", "-1.0"),
+        ("gradient_clip_norm", "nan"),
+    ],
+)
+def test_a_number_is_not_negative(setting: str, value: str) -> None:
+    name = setting.replace(".", r"\.")
+    message = rf"^preset tiny: train\.{name} is {value}; 0 or more, and finite, is allowed$"
+    with pytest.raises(ConfigError, match=message):
+        tiny_recipe(f"train.{setting}={value}")
+    tiny_recipe(f"train.{setting}=0.0")
+
+
+def test_a_class_weight_is_not_negative() -> None:
+    message = r"train\.class_weights\.positive is -2\.0; 0 or more, and finite, is allowed$"
+    with pytest.raises(ConfigError, match=message):
+        tiny_recipe("train.loss='weighted_bce'", "train.class_weights=[1.0, -2.0]")
+
+
 @pytest.mark.parametrize("name", ["seed", "data.seed"])
 def test_a_seed_has_64_bits(name: str) -> None:
     tiny_recipe(f"{name}=0")

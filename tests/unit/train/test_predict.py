@@ -1,5 +1,9 @@
 """Prediction: what it refuses, in words that help whoever predicts."""
 
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -73,6 +77,23 @@ def test_a_header_without_the_label_is_a_matter_of_a_flag(tmp_path):
     with pytest.raises(DataError, match=r"lacks column 'label'; .* name, or pass --unlabelled$"):
         _predict(run, tmp_path / "raw", content)
     assert _predict(run, tmp_path / "raw", content, labelled=False) == 4
+
+
+def test_files_of_one_name_are_told_apart(run, lines, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inputs = [
+        Path("monday/log"),
+        Path("tuesday/log"),
+        tmp_path / "log",
+        Path(os.fsdecode(b"\xff/log")),
+    ]
+    for path in inputs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(lines[:2]))
+    out, device = tmp_path / "scores", torch.device("cpu")
+    predict(run, inputs, out, checkpoint="last", device=device, labelled=True)
+    files = ["monday/log", "tuesday/log", str(tmp_path / "log"), r"\xff/log"]
+    assert pq.read_table(out)["file"].to_pylist() == [name for name in files for _ in range(2)]
 
 
 def test_a_place_that_cannot_be_written(run, lines, tmp_path):

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import torch
 
 from fastdlrm.errors import ConfigError
 from fastdlrm.train.run import Run
@@ -36,3 +37,24 @@ def test_a_file_is_no_folder(dataset, tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(ConfigError, match=r"--out .*/run: not a folder; name one to be made"):
         Run.create(tmp_path / "run", tiny_recipe(), dataset)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.bottom_mlp=[]", r"model\.bottom_mlp is empty, the dataset has \d+ dense features"),
+        pytest.param(
+            "train.device='cuda'",
+            r"train\.device is 'cuda': .* set train\.device = 'auto'",
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="needs a machine without a CUDA device"
+            ),
+        ),
+    ],
+)
+def test_a_run_that_cannot_start_leaves_nothing(dataset, tmp_path, setting, message):
+    """So the next try, with the config mended, finds no folder in its way."""
+    with pytest.raises(ConfigError, match=message):
+        Run.create(tmp_path / "run", tiny_recipe(setting), dataset)
+    assert list(tmp_path.iterdir()) == []
+    Run.create(tmp_path / "run", tiny_recipe(), dataset)

@@ -52,8 +52,8 @@ def test_lower_is_better_for_log_loss(dataset, tmp_path):
 
 
 def test_early_stop(dataset, tmp_path):
-    """A learning rate of 0 never beats its first evaluation."""
-    still = ("train.dense_optimizer.learning_rate=0.0", "train.sparse_optimizer.learning_rate=0.0")
+    """A learning rate too small to move any weight never beats its first evaluation."""
+    still = tuple(f"train.{kind}_optimizer.learning_rate=1e-30" for kind in ("dense", "sparse"))
     settings = ("train.evaluate_every_steps=5", "train.early_stop_patience=3", *still)
     result = _train(tmp_path / "run", dataset, *settings)
     assert (result.stopped_early, result.is_finished) == (True, True)
