@@ -11,6 +11,7 @@ OPERATORS = ("pooled_lookup", "dot_interaction", "sort_rows", "row_gradient", "u
 DEVICES = ("cpu", "cuda")
 
 COMPILED = {
+    ("dot_interaction", "cpu"): ("numba", "a sample at a time in the cache, without temporaries"),
     ("sort_rows", "cpu"): (
         "numba",
         "radix sort of int32; int64 is left to torch",

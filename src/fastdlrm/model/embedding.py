@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.lookup import pooled_lookup
 from fastdlrm.model.config import Init, Pooling
 
@@ -57,6 +58,7 @@ class EmbeddingTables(nn.Module):
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         num_rows = sum(self.num_embeddings.values())
         self.weight = nn.Parameter(torch.empty(num_rows, embedding_dim, dtype=dtype))
+        advise_large_pages(self.weight)
         starts = torch.tensor(
             [self._starts[table] for table in feature_tables],
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,

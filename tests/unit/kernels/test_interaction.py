@@ -7,6 +7,7 @@ import torch
 from fastdlrm.kernels.interaction import (
     _pair_indices,
     cat_interaction,
+    define_dot_interaction,
     dot_interaction,
     dot_interaction_backward,
 )
@@ -77,8 +78,8 @@ def test_infinite_gradient_of_a_pair_stays_in_the_pair() -> None:
 
 
 def test_first_use_in_inference_mode_leaves_training_possible() -> None:
-    # 7 vectors: a number of pairs that no other test caches
-    dense, pooled = torch.randn(2, 3), torch.randn(2, 6, 3)
+    # 7 vectors: a number of pairs that no other test caches; float64 has the definition
+    dense, pooled = torch.randn(2, 3).double(), torch.randn(2, 6, 3).double()
     with torch.inference_mode():
         expected = dot_interaction(dense, pooled)
     dense.requires_grad_()
@@ -90,9 +91,9 @@ def test_first_use_in_inference_mode_leaves_training_possible() -> None:
 def test_index_tensors_are_made_once() -> None:
     """The reference builds its index tensors anew on the CPU at every forward."""
     dense, pooled = torch.randn(2, 3), torch.randn(2, 8, 3)  # no other test has 9 vectors
-    dot_interaction(dense, pooled)
+    define_dot_interaction(dense, pooled, False, 0)
     before = _pair_indices.cache_info()
-    dot_interaction(dense, pooled)
+    define_dot_interaction(dense, pooled, False, 0)
     after = _pair_indices.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 

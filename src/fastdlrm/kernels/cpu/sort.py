@@ -7,10 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from torch import Tensor
 
-from fastdlrm.kernels.cpu.native import COMPILE, block_of, int32_pointer, next_piece
+from fastdlrm.kernels.cpu.native import COMPILE, block_of, ints, next_piece
 from fastdlrm.kernels.cpu.threads import run
 
 MAX_DIGIT_BITS = 12
@@ -71,8 +71,8 @@ def _count(address: int) -> None:
     """Count the digits of each part."""
     block = block_of(address, 10)
     num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = carray(int32_pointer(block[4]), num_ids)
-    counts = carray(int32_pointer(block[8]), parts << digit_bits)
+    keys = ints(block[4], num_ids)
+    counts = ints(block[8], parts << digit_bits)
     mask = (1 << digit_bits) - 1
     while True:
         part = next_piece(address)
@@ -100,12 +100,12 @@ def _move(address: int) -> None:
     """Put each part's ids where they go, in their order."""
     block = block_of(address, 10)
     num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = carray(int32_pointer(block[4]), num_ids)
-    places = carray(int32_pointer(block[5]), num_ids)
+    keys = ints(block[4], num_ids)
+    places = ints(block[5], num_ids)
     has_places = block[5] != 0
-    new_keys = carray(int32_pointer(block[6]), num_ids)
-    new_places = carray(int32_pointer(block[7]), num_ids)
-    counts = carray(int32_pointer(block[8]), parts << digit_bits)
+    new_keys = ints(block[6], num_ids)
+    new_places = ints(block[7], num_ids)
+    counts = ints(block[8], parts << digit_bits)
     mask = (1 << digit_bits) - 1
     while True:
         part = next_piece(address)
