@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.library import define
+from fastdlrm.kernels.library import define, implement, on_first_call
 
 Pooling = Literal["sum", "mean"]
 
@@ -51,9 +51,23 @@ def bag_sizes(offsets: Tensor) -> Tensor:
 
 
 def bag_of_id(offsets: Tensor, num_ids: int) -> Tensor:
-    """The bag that holds each id, shape (L,)."""
-    bags = torch.arange(len(offsets) - 1, device=offsets.device)
+    """The bag that holds each id, shape (L,), int32."""
+    bags = torch.arange(len(offsets) - 1, dtype=torch.int32, device=offsets.device)
     return torch.repeat_interleave(bags, offsets.diff(), output_size=num_ids)
+
+
+def stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
+    """Rows of the stack that ids of single tables stand for.
+
+    Args:
+        ids: Rows of each feature's own table, feature-major, shape (L,), int32 or int64.
+        lengths: Ids in each bag, shape (F * B,); None when every bag holds exactly one id.
+        starts: Row of the stack where each feature's table begins, shape (F,), int32 or int64.
+
+    Returns:
+        Shape (L,), of the type of `starts`.
+    """
+    return cast(Tensor, _stack_rows(ids, lengths, starts))
 
 
 def _forward(
@@ -112,6 +126,16 @@ def _backward(
     return grad_weight, None, None, grad_weights, None, None
 
 
+def define_stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
+    """The definition of `stack_rows`."""
+    ids = ids.to(starts.dtype)
+    F = len(starts)
+    if lengths is None:
+        return (ids.view(F, len(ids) // max(F, 1)) + starts.unsqueeze(1)).flatten()
+    ids_of_feature = lengths.view(F, len(lengths) // max(F, 1)).sum(1)
+    return ids + starts.repeat_interleave(ids_of_feature, output_size=len(ids))
+
+
 _pooled_lookup = define(
     "pooled_lookup(Tensor weight, Tensor rows, Tensor? offsets, Tensor? weights, bool is_mean,"
     " ScalarType dtype) -> Tensor",
@@ -120,3 +144,10 @@ _pooled_lookup = define(
     backward=_backward,
     setup_context=_setup_context,
 )
+_stack_rows = define(
+    "stack_rows(Tensor ids, Tensor? lengths, Tensor starts) -> Tensor",
+    define_stack_rows,
+    fake=lambda ids, lengths, starts: torch.empty_like(ids, dtype=starts.dtype),
+)
+
+implement("stack_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.lookup", "stack_rows"))

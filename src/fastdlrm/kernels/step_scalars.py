@@ -49,6 +49,9 @@ class StepScalars(NamedTuple):
             Shape (5,): float64 on the CPU, where it is read back exactly, float32 elsewhere.
         """
         dtype = torch.float64 if device.type == "cpu" else torch.float32
+        if not isinstance(gradient_scale, Tensor):
+            numbers = self._replace(gradient_scale=gradient_scale)
+            return torch.tensor(numbers, dtype=dtype, device=device)
         packed = torch.tensor(self, dtype=dtype, device=device)
         packed[self._fields.index("gradient_scale")] = gradient_scale
         return packed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.cpu.pages import advise_large_pages
-from fastdlrm.kernels.lookup import pooled_lookup
+from fastdlrm.kernels.lookup import pooled_lookup, stack_rows
 from fastdlrm.model.config import Init, Pooling
 
 INT32_ROWS = 2**31 - 1
@@ -93,12 +93,7 @@ class EmbeddingTables(nn.Module):
 
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
-        F, B = len(self.feature_starts), sparse.num_samples
-        ids = sparse.ids.to(self.feature_starts.dtype)
-        if sparse.lengths is None:
-            return (ids.view(F, B) + self.feature_starts.unsqueeze(1)).flatten()
-        ids_of_feature = sparse.lengths.view(F, B).sum(1)
-        return ids + self.feature_starts.repeat_interleave(ids_of_feature, output_size=len(ids))
+        return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
 
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.

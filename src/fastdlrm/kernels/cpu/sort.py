@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdlrm.kernels.cpu.native import COMPILE, block_of, ints, next_piece
 from fastdlrm.kernels.cpu.threads import run
+from fastdlrm.kernels.row_gradient import define_sort_rows
 
 MAX_DIGIT_BITS = 12
 """Of a pass: its counters fit the first-level cache, and three passes sort any 31 bits."""
@@ -22,11 +23,10 @@ SMALL_IDS = 2**14
 MAX_PARTS = 16
 
 
-def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def sort_rows(rows: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `fastdlrm.kernels.row_gradient.sort_rows`; int64 is left to torch."""
     if rows.dtype != torch.int32:
-        keys, order = torch.sort(rows, stable=True)
-        return keys, order
+        return define_sort_rows(rows, values)
     num_ids = len(rows)
     is_small = num_ids <= SMALL_IDS
     parts = 1 if is_small else min(torch.get_num_threads(), MAX_PARTS)
@@ -35,7 +35,8 @@ def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     num_passes = -(-num_bits // MAX_DIGIT_BITS)
     digit_bits = -(-num_bits // num_passes)
     counts = np.empty(parts << digit_bits, dtype=np.int32)
-    source, source_places = rows.contiguous(), None
+    source = rows.contiguous()
+    source_places = None if values is None else values.to(torch.int32).contiguous()
     for shift in range(0, num_bits, digit_bits):
         numbers = (
             num_ids,
