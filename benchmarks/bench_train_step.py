@@ -107,7 +107,7 @@ def our_system(model: DLRM, batches: list[Batch], args: argparse.Namespace) -> S
 def plain_systems(
     shape: Shape, model: DLRM, batches: list[Batch], args: argparse.Namespace
 ) -> list[System]:
-    """The reference's way; every system has MLPs of its own, all share the tables' memory."""
+    """The reference's way, in the precisions and with the optimizers of interest."""
     inputs = [plain_inputs(shape, batch) for batch in batches]
 
     def system(name: str, rule: str, precision: str) -> System:

@@ -27,19 +27,20 @@ class PlainDLRM(nn.Module):
 
     Args:
         shape: Of the model.
-        model: Its tables are shared, not copied: two sets of large tables would not fit a GPU; the
-            MLPs are the model's own.
+        model: Its tables are copied on the CPU, and shared on a GPU, where two sets of large ones
+            would not fit; the MLPs are its own.
     """
 
     def __init__(self, shape: Shape, model: DLRM) -> None:
         super().__init__()
         device = model.tables.weight.device
-        self.emb = nn.ModuleList(
-            nn.EmbeddingBag(
-                rows, shape.dim, mode="sum", sparse=True, _weight=model.tables.table(f"t{index}")
+        self.emb = nn.ModuleList()
+        for index, rows in enumerate(shape.rows):
+            table = model.tables.table(f"t{index}")
+            weight = table.clone() if device.type == "cpu" else table
+            self.emb.append(
+                nn.EmbeddingBag(rows, shape.dim, mode="sum", sparse=True, _weight=weight)
             )
-            for index, rows in enumerate(shape.rows)
-        )
         bottom = (shape.num_dense, *shape.bottom)
         self.bottom = _mlp(bottom, device, last_is_linear=False)
         self.top = _mlp((shape.top_input, *shape.top, 1), device, last_is_linear=True)

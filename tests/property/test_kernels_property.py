@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
+from fastdlrm.kernels.interaction import (
+    cat_interaction,
+    define_dot_interaction,
+    define_dot_interaction_backward,
+    dot_interaction,
+    dot_interaction_backward,
+    dot_interaction_width,
+)
 from fastdlrm.kernels.lookup import pooled_lookup
 from fastdlrm.kernels.row_gradient import row_gradient, row_order
 from fastdlrm.model.embedding import EmbeddingTables
@@ -127,3 +134,46 @@ def test_stacked_tables_are_separate_tables(
     for f, name in enumerate(names):
         expected = oracles.pooled_lookup(tables.table(name).double().numpy(), bags[f])
         np.testing.assert_allclose(found[:, f], expected, rtol=1e-5, atol=1e-6)
+
+
+@FEW
+@given(
+    num_samples=st.sampled_from([1, 5, 40]),
+    num_features=st.integers(1, 9),
+    dim=st.sampled_from([1, 6, 16, 33]),
+    has_dense=st.booleans(),
+    include_diagonal=st.booleans(),
+    padding=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_interaction_on_the_cpu_is_the_definition(
+    num_samples: int,
+    num_features: int,
+    dim: int,
+    has_dense: bool,
+    include_diagonal: bool,
+    padding: int,
+    dtype: torch.dtype,
+) -> None:
+    if num_features + has_dense < 2 and not include_diagonal:
+        return
+    pooled = torch.randn(num_features, num_samples, dim).to(dtype).transpose(0, 1)
+    dense = torch.randn(num_samples, dim).to(dtype) if has_dense else None
+    natural = dot_interaction_width(num_features, dim, has_dense, include_diagonal)
+    width = natural + padding if padding else 0
+    # float32: sums of up to 33 products of normal numbers in another order; bfloat16: products
+    # are summed in float32 here, and rounded once, to 8 bits
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.1}
+    found = dot_interaction(dense, pooled, include_diagonal, width)
+    expected = define_dot_interaction(dense, pooled, include_diagonal, width)
+    torch.testing.assert_close(found, expected, **near)
+    grad = torch.randn_like(expected)
+    relu = bool(padding % 2)
+    grads = dot_interaction_backward(grad, dense, pooled, include_diagonal, relu=relu)
+    grad_dense, grad_pooled = define_dot_interaction_backward(
+        grad, dense, pooled, include_diagonal, relu
+    )
+    torch.testing.assert_close(grads[1], grad_pooled, **near)
+    assert grads[1].transpose(0, 1).is_contiguous()
+    if grads[0] is not None:
+        torch.testing.assert_close(grads[0], grad_dense, **near)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastdlrm.kernels.library import define, has_gpu_kernels
+from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 
 
 def dot_interaction(
@@ -165,8 +165,10 @@ def _joined(dense: Tensor | None, pooled: Tensor) -> Tensor:
     return pooled if dense is None else torch.cat([dense.unsqueeze(1), pooled], 1)
 
 
-def _forward(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width: int) -> Tensor:
-    """Products by one bmm, pairs by one gather."""
+def define_dot_interaction(
+    dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width: int
+) -> Tensor:
+    """The definition: products by one bmm, pairs by one gather."""
     vectors_BVD = _joined(dense, pooled)
     lower, _ = _pair_indices(vectors_BVD.shape[1], include_diagonal, vectors_BVD.device)
     products_BVV = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
@@ -178,10 +180,10 @@ def _forward(dense: Tensor | None, pooled: Tensor, include_diagonal: bool, width
     return torch.cat(parts, 1)
 
 
-def _backward(
+def define_dot_interaction_backward(
     grad: Tensor, dense: Tensor | None, pooled: Tensor, include_diagonal: bool, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """One symmetric gather and one bmm; an empty tensor for the dense vector that is not there."""
+    """The definition: one symmetric gather, one bmm; an empty tensor for no dense vector."""
     vectors_BVD = _joined(dense, pooled)
     B, V, D = vectors_BVD.shape
     dense_width = 0 if dense is None else D
@@ -215,7 +217,7 @@ def _lookup_forward(
     dtype: torch.dtype,
 ) -> Tensor:
     pooled = _looked_up(weight, rows, num_features, dtype)
-    return _forward(dense, pooled, include_diagonal, width)
+    return define_dot_interaction(dense, pooled, include_diagonal, width)
 
 
 def _lookup_backward(
@@ -228,7 +230,7 @@ def _lookup_backward(
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
     pooled = _looked_up(weight, rows, num_features, grad.dtype)
-    return _backward(grad, dense, pooled, include_diagonal, relu)
+    return define_dot_interaction_backward(grad, dense, pooled, include_diagonal, relu)
 
 
 def _feature_major(grads_BFD: Tensor) -> Tensor:
@@ -278,12 +280,12 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None
 _dot_interaction_backward = define(
     "dot_interaction_backward(Tensor grad, Tensor? dense, Tensor pooled, bool include_diagonal,"
     " bool relu) -> (Tensor, Tensor)",
-    _backward,
+    define_dot_interaction_backward,
     fake=_fake_backward,
 )
 _dot_interaction = define(
     "dot_interaction(Tensor? dense, Tensor pooled, bool include_diagonal, int width) -> Tensor",
-    _forward,
+    define_dot_interaction,
     fake=_fake,
     backward=_autograd,
     setup_context=_setup_context,
@@ -298,6 +300,10 @@ _lookup_dot_interaction_backward = define(
     " int num_features, bool include_diagonal, bool relu) -> (Tensor, Tensor)",
     _lookup_backward,
 )
+
+_ON_CPU = "fastdlrm.kernels.cpu.interaction"
+implement("dot_interaction", "cpu", on_first_call(_ON_CPU, "dot_interaction"))
+implement("dot_interaction_backward", "cpu", on_first_call(_ON_CPU, "dot_interaction_backward"))
 
 if has_gpu_kernels():
     import fastdlrm.kernels.cuda.interaction  # noqa: F401

@@ -104,7 +104,7 @@ def _loss_and_slope(logits: Tensor, labels: Tensor, rule: LossRule) -> tuple[Ten
     difference = probabilities - labels
     if rule.name == "mse":
         return difference.square(), 2 * difference * probabilities * (1 - probabilities)
-    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    loss = F.softplus(logits) - labels * logits  # -log p of the label
     if rule.name == "weighted_bce":
         weights = rule.negative_weight + (rule.positive_weight - rule.negative_weight) * labels
         return loss * weights, difference * weights

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.library import define, has_gpu_kernels
+from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 
 Pooling = Literal["sum", "mean"]
 
@@ -58,14 +58,28 @@ def segment_of(offsets: Tensor, num_positions: int) -> Tensor:
         num_positions: The end.
 
     Returns:
-        Shape (num_positions,), int32 or int64.
+        Shape (num_positions,), int32.
     """
     return cast(Tensor, _segment_of(offsets, num_positions))
 
 
 def _repeated_segments(offsets: Tensor, num_positions: int) -> Tensor:
-    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    segments = torch.arange(len(offsets) - 1, dtype=torch.int32, device=offsets.device)
     return torch.repeat_interleave(segments, offsets.diff(), output_size=num_positions)
+
+
+def stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
+    """Rows of the stack that ids of single tables stand for.
+
+    Args:
+        ids: Rows of each feature's own table, feature-major, shape (L,), int32 or int64.
+        lengths: Ids in each bag, shape (F * B,); None when every bag holds exactly one id.
+        starts: Row of the stack where each feature's table begins, shape (F,), int32 or int64.
+
+    Returns:
+        Shape (L,), of the type of `starts`.
+    """
+    return cast(Tensor, _stack_rows(ids, lengths, starts))
 
 
 def _forward(
@@ -127,8 +141,20 @@ def _backward(
 _segment_of = define(
     "segment_of(Tensor offsets, int num_positions) -> Tensor",
     _repeated_segments,
-    fake=lambda offsets, num_positions: offsets.new_empty(num_positions, dtype=torch.int64),
+    fake=lambda offsets, num_positions: offsets.new_empty(num_positions, dtype=torch.int32),
 )
+
+
+def define_stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
+    """The definition of `stack_rows`."""
+    ids = ids.to(starts.dtype)
+    F = len(starts)
+    if lengths is None:
+        return (ids.view(F, len(ids) // max(F, 1)) + starts.unsqueeze(1)).flatten()
+    ids_of_feature = lengths.view(F, len(lengths) // max(F, 1)).sum(1)
+    return ids + starts.repeat_interleave(ids_of_feature, output_size=len(ids))
+
+
 _pooled_lookup = define(
     "pooled_lookup(Tensor weight, Tensor rows, Tensor? offsets, Tensor? weights, bool is_mean,"
     " ScalarType dtype) -> Tensor",
@@ -137,6 +163,13 @@ _pooled_lookup = define(
     backward=_backward,
     setup_context=_setup_context,
 )
+_stack_rows = define(
+    "stack_rows(Tensor ids, Tensor? lengths, Tensor starts) -> Tensor",
+    define_stack_rows,
+    fake=lambda ids, lengths, starts: torch.empty_like(ids, dtype=starts.dtype),
+)
+
+implement("stack_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.lookup", "stack_rows"))
 
 if has_gpu_kernels():
     import fastdlrm.kernels.cuda.lookup  # noqa: F401

@@ -20,6 +20,7 @@ OPERATORS = (
 DEVICES = ("cpu", "cuda")
 
 COMPILED = {
+    ("dot_interaction", "cpu"): ("numba", "a sample at a time in the cache, without temporaries"),
     ("sort_rows", "cpu"): (
         "numba",
         "radix sort of int32; int64 is left to torch",

@@ -60,14 +60,19 @@ def row_order(
         weights: As in `pooled_lookup`.
         pooling: As in `pooled_lookup`.
     """
-    keys, order = sort_rows(rows)
+    if offsets is not None and weights is None:
+        keys, bags = sort_rows(rows, segment_of(offsets, len(rows)))
+        factors = None
+    else:
+        keys, bags = sort_rows(rows)
+        factors = None if weights is None else weights.index_select(0, bags)
+        if offsets is not None:
+            bags = segment_of(offsets, len(rows)).index_select(0, bags)
     chunks = gpu.row_chunks(keys) if rows.is_cuda and has_gpu_kernels() else None
     if chunks is not None:
-        order = order.int()  # half the bytes for the kernel that reads it
-    factors = None if weights is None else weights.index_select(0, order)
+        bags = bags.int()  # half the bytes for the kernel that reads it
     if offsets is None:
-        return RowOrder(keys, order, factors, chunks)
-    bags = segment_of(offsets, len(rows)).index_select(0, order)
+        return RowOrder(keys, bags, factors, chunks)
     if pooling == "mean":
         # float64: rounded once, to the gradient's own type.
         shares = (1 / bag_sizes(offsets).double()).squeeze(1).index_select(0, bags)
@@ -75,16 +80,17 @@ def row_order(
     return RowOrder(keys, bags, factors, chunks)
 
 
-def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort rows, stably.
+def sort_rows(rows: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sort rows, stably, and something of each along with them.
 
     Args:
         rows: None negative, shape (L,), int32 or int64.
+        values: Shape (L,), int32 or int64; None: where the row stands.
 
     Returns:
-        The rows ascending, of `rows`' type, and where each stood, int32 or int64; shape (L,) both.
+        The rows ascending, of `rows`' type, and their values, int32 or int64; shape (L,) both.
     """
-    return cast(tuple[Tensor, Tensor], _sort_rows(rows))
+    return cast(tuple[Tensor, Tensor], _sort_rows(rows, values))
 
 
 @torch.no_grad()
@@ -112,10 +118,11 @@ def row_gradient(grad_pooled: Tensor, order: RowOrder) -> RowGradient:
     return RowGradient(unique_rows.long(), values)
 
 
-def _sort(rows: Tensor) -> tuple[Tensor, Tensor]:
+def define_sort_rows(rows: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The definition of `sort_rows`."""
     keys, order = torch.sort(rows, stable=True)
-    return keys, order
+    return keys, order if values is None else values.index_select(0, order)
 
 
-_sort_rows = define("sort_rows(Tensor rows) -> (Tensor, Tensor)", _sort)
+_sort_rows = define("sort_rows(Tensor rows, Tensor? values) -> (Tensor, Tensor)", define_sort_rows)
 implement("sort_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.sort", "sort_rows"))

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient
 from fastdlrm.kernels.step_scalars import StepScalars
@@ -46,12 +47,15 @@ class UpdateRule(NamedTuple):
         """
         dtype = torch.promote_types(weight.dtype, torch.float32)
         shape = weight.shape[:1] if self.name == "rowwise_adagrad" else weight.shape
-        return {
+        state = {
             name: torch.zeros(
                 shape, dtype=dtype, device=weight.device, pin_memory=weight.is_pinned()
             )
             for name in self.state_names
         }
+        for tensor in state.values():
+            advise_large_pages(tensor)
+        return state
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -12,10 +12,10 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.kernels.lookup import pooled_lookup, segment_of
+from fastdlrm.kernels.cpu.pages import advise_large_pages
+from fastdlrm.kernels.lookup import pooled_lookup, stack_rows
 from fastdlrm.model.config import Init, Pooling
 
 INT32_ROWS = 2**31 - 1
@@ -64,6 +64,7 @@ class EmbeddingTables(nn.Module):
         self.weight = nn.Parameter(
             torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
         )
+        advise_large_pages(self.weight)
         starts = torch.tensor(
             [self._starts[table] for table in feature_tables],
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
@@ -103,13 +104,7 @@ class EmbeddingTables(nn.Module):
 
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
-        F, B = len(self.feature_starts), sparse.num_samples
-        ids = sparse.ids.to(self.feature_starts.dtype)
-        if sparse.lengths is None:
-            return (ids.view(F, B) + self.feature_starts.unsqueeze(1)).flatten()
-        ends = sparse.lengths.view(F, B).sum(1).cumsum(0)
-        feature = segment_of(pad(ends, (1, 0)), len(ids))
-        return ids + self.feature_starts.index_select(0, feature)
+        return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
 
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.

@@ -22,8 +22,8 @@ from fastdlrm.train.schedule import learning_rate
 from fastdlrm.train.side import SideStream
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
-GPU_WIDTH_MULTIPLE = 8
-"""Widths of matrices on a GPU: 16 bytes of bf16, what its fast matrix products ask for."""
+WIDTH_MULTIPLE = 8
+"""Widths of matrices: 16 bytes of bf16 or 32 of float32, what fast matrix products ask for."""
 
 
 class TrainStep:
@@ -48,7 +48,7 @@ class TrainStep:
             config.dense_optimizer,
             model.dense_parameters(),
             compute_dtype=torch.float32 if unfused else compute_dtype,
-            width_multiple=1 if unfused or self._device.type == "cpu" else GPU_WIDTH_MULTIPLE,
+            width_multiple=1 if unfused else WIDTH_MULTIPLE,
         )
         self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
         self._head: Head

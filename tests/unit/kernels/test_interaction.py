@@ -7,6 +7,7 @@ import torch
 from fastdlrm.kernels.interaction import (
     _pair_indices,
     cat_interaction,
+    define_dot_interaction,
     dot_interaction,
     dot_interaction_backward,
     lookup_dot_interaction,
@@ -79,8 +80,8 @@ def test_infinite_gradient_of_a_pair_stays_in_the_pair() -> None:
 
 
 def test_first_use_in_inference_mode_leaves_training_possible() -> None:
-    # 7 vectors: a number of pairs that no other test caches
-    dense, pooled = torch.randn(2, 3), torch.randn(2, 6, 3)
+    # 7 vectors: a number of pairs that no other test caches; float64 has the definition
+    dense, pooled = torch.randn(2, 3).double(), torch.randn(2, 6, 3).double()
     with torch.inference_mode():
         expected = dot_interaction(dense, pooled)
     dense.requires_grad_()
@@ -92,9 +93,9 @@ def test_first_use_in_inference_mode_leaves_training_possible() -> None:
 def test_index_tensors_are_made_once() -> None:
     """The reference builds its index tensors anew on the CPU at every forward."""
     dense, pooled = torch.randn(2, 3), torch.randn(2, 8, 3)  # no other test has 9 vectors
-    dot_interaction(dense, pooled)
+    define_dot_interaction(dense, pooled, False, 0)
     before = _pair_indices.cache_info()
-    dot_interaction(dense, pooled)
+    define_dot_interaction(dense, pooled, False, 0)
     after = _pair_indices.cache_info()
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
@@ -136,14 +137,14 @@ def test_looked_up_ids_are_the_lookup_and_the_interaction(include_diagonal: bool
     rows = torch.tensor([0, 4, 1, 1, 2, 0, 3, 3], dtype=torch.int32)
     pooled = weight[rows.long()].view(4, 2, 3).transpose(0, 1)
     found = lookup_dot_interaction(weight, rows, dense, 4, include_diagonal, 20)
-    assert torch.equal(found, dot_interaction(dense, pooled, include_diagonal, 20))
+    torch.testing.assert_close(found, dot_interaction(dense, pooled, include_diagonal, 20))
     grad = torch.randn_like(found)
     backward = lookup_dot_interaction_backward(
         grad, weight, rows, dense, 4, include_diagonal, relu=True
     )
     expected = dot_interaction_backward(grad, dense, pooled, include_diagonal, relu=True)
     for one, other in zip(backward, expected, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)
 
 
 def test_dims_must_agree() -> None:

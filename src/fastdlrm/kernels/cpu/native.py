@@ -38,11 +38,11 @@ def _typed_pointer(element: Any) -> Any:
     return pointer
 
 
-int64_pointer = _typed_pointer(types.int64)
-int32_pointer = _typed_pointer(types.int32)
-uint16_pointer = _typed_pointer(types.uint16)
-float32_pointer = _typed_pointer(types.float32)
-float64_pointer = _typed_pointer(types.float64)
+_float32_pointer = _typed_pointer(types.float32)
+_float64_pointer = _typed_pointer(types.float64)
+_uint16_pointer = _typed_pointer(types.uint16)
+_int32_pointer = _typed_pointer(types.int32)
+_int64_pointer = _typed_pointer(types.int64)
 
 
 @intrinsic
@@ -90,24 +90,69 @@ bits_float32 = _reinterpretation(types.uint32, types.float32)
 
 @intrinsic
 def float32_scratch(typingctx: Any, count: Any) -> Any:
-    """Pointer to so many numbers on the stack of the function that calls this; not for loops.
+    """Address of so many numbers on the stack of the function that calls this; not for loops.
 
     An array of Numba's own would be counted, atomically, wherever it is passed on.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.alloca(ir.FloatType(), size=args[0])
+        place = builder.alloca(ir.FloatType(), size=args[0])
+        place.align = 64
+        return builder.ptrtoint(place, ir.IntType(64))
 
-    return types.CPointer(types.float32)(types.int64), codegen
+    return types.int64(types.int64), codegen
+
+
+@njit(**INLINE)
+def floats(address: int, count: int) -> np.ndarray:
+    """The float32 numbers at an address.
+
+    An index into an array of one row is never negative; into one of the whole table Numba asks at
+    every number whether it is.
+    """
+    return carray(_float32_pointer(address), count)
+
+
+@njit(**INLINE)
+def doubles(address: int, count: int) -> np.ndarray:
+    """The float64 numbers at an address."""
+    return carray(_float64_pointer(address), count)
+
+
+@njit(**INLINE)
+def halves(address: int, count: int) -> np.ndarray:
+    """The bits of the bfloat16 numbers at an address."""
+    return carray(_uint16_pointer(address), count)
+
+
+@njit(**INLINE)
+def ints(address: int, count: int) -> np.ndarray:
+    """The int32 numbers at an address."""
+    return carray(_int32_pointer(address), count)
 
 
 @njit(**INLINE)
 def block_of(address: int, size: int) -> np.ndarray:
     """The block as an array."""
-    return carray(int64_pointer(address), size)
+    return carray(_int64_pointer(address), size)
 
 
 @njit(**INLINE)
 def next_piece(address: int) -> int:
     """The number of the next piece nobody has taken; the block's first number counts them."""
     return _fetch_add(address)
+
+
+@njit(**INLINE)
+def from_bf16(bits: np.uint16) -> np.float32:
+    """The number that bfloat16 bits stand for."""
+    return bits_float32(np.uint32(bits) << np.uint32(16))
+
+
+@njit(**INLINE)
+def to_bf16(number: np.float32) -> np.uint16:
+    """Bits of the nearest bfloat16, of two the even one."""
+    bits = float32_bits(number)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    is_nan = number != number
+    return np.uint16(0x7FC0) if is_nan else np.uint16(rounded >> np.uint32(16))

@@ -12,22 +12,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from torch import Tensor
 
 from fastdlrm.kernels.cpu.native import (
     COMPILE,
     INLINE,
-    bits_float32,
     block_of,
+    doubles,
     float32_bits,
-    float32_pointer,
     float32_scratch,
-    float64_pointer,
-    int32_pointer,
+    floats,
+    from_bf16,
+    halves,
+    ints,
     next_piece,
     prefetch,
-    uint16_pointer,
 )
 from fastdlrm.kernels.cpu.threads import run
 from fastdlrm.kernels.row_update import RuleName, define_update_rows_
@@ -143,16 +143,16 @@ def _update(address: int) -> None:
     block = block_of(address, 15)
     num_ids, dim, rule, weight, is_bf16 = block[1], block[2], block[3], block[4], block[5]
     ids = _Ids(
-        carray(int32_pointer(block[10]), num_ids),
-        carray(int32_pointer(block[11]), num_ids),
-        carray(float32_pointer(block[12]), num_ids),
+        ints(block[10], num_ids),
+        ints(block[11], num_ids),
+        floats(block[12], num_ids),
         block[12] != 0,
     )
-    constants = carray(float64_pointer(block[13]), 4)
-    scalars = carray(float64_pointer(block[14]), 5)
+    constants = doubles(block[13], 4)
+    scalars = doubles(block[14], 5)
     state_dim = 1 if rule == ROWWISE_ADAGRAD else dim
-    total = carray(float32_scratch(dim), dim)
-    widened = carray(float32_scratch(dim), dim)
+    total = floats(float32_scratch(dim), dim)
+    widened = floats(float32_scratch(dim), dim)
     while True:
         i = next_piece(address) * PIECE
         if i >= num_ids:
@@ -165,20 +165,18 @@ def _update(address: int) -> None:
         while i < stop:
             index = int(ids.rows[i])
             i = _sum_run(total, ids, i, block)
-            # arrays made from pointers: an index into the whole would ask at every number whether
-            # it is negative
-            first = carray(float32_pointer(block[6] + 4 * index * state_dim), state_dim)
-            second = carray(float32_pointer(block[7] + 4 * index * state_dim), state_dim)
+            first = floats(block[6] + 4 * index * state_dim, state_dim)
+            second = floats(block[7] + 4 * index * state_dim, state_dim)
             if is_bf16:
-                bits = carray(uint16_pointer(weight + 2 * index * dim), dim)
+                bits = halves(weight + 2 * index * dim, dim)
                 for d in range(dim):
-                    widened[d] = _from_bf16(bits[d])
+                    widened[d] = from_bf16(bits[d])
                 row = _Row(widened, first, second)
                 _prepare(total, row.numbers, constants, scalars)
                 _move(rule, row, total, constants, scalars)
                 _round(bits, index * dim, widened, scalars)
             else:
-                numbers = carray(float32_pointer(weight + 4 * index * dim), dim)
+                numbers = floats(weight + 4 * index * dim, dim)
                 row = _Row(numbers, first, second)
                 _prepare(total, row.numbers, constants, scalars)
                 _move(rule, row, total, constants, scalars)
@@ -197,11 +195,11 @@ def _sum_run(total: np.ndarray, ids: _Ids, i: int, block: np.ndarray) -> int:
         start = np.int64(ids.bags[i]) * dim
         factor = ids.factors[i] if ids.has_factors else np.float32(1)
         if is_bf16:
-            bits = carray(uint16_pointer(gradients + 2 * start), dim)
+            bits = halves(gradients + 2 * start, dim)
             for d in range(dim):
-                total[d] += factor * _from_bf16(bits[d])
+                total[d] += factor * from_bf16(bits[d])
         else:
-            numbers = carray(float32_pointer(gradients + 4 * start), dim)
+            numbers = floats(gradients + 4 * start, dim)
             for d in range(dim):
                 total[d] += factor * numbers[d]
         i += 1
@@ -286,11 +284,6 @@ def _round(bits: np.ndarray, start: int, numbers: np.ndarray, scalars: np.ndarra
         place = np.uint32((start + d) & 0xFFFFFFFF)
         noise = _hash32(np.uint32(_hash32(place) ^ seed)) & np.uint32(0xFFFF)
         bits[d] = np.uint16((float32_bits(numbers[d]) + noise) >> np.uint32(16))
-
-
-@njit(**INLINE)
-def _from_bf16(bits: np.uint16) -> np.float32:
-    return bits_float32(np.uint32(bits) << np.uint32(16))
 
 
 @njit(**INLINE)

@@ -7,11 +7,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import cfunc, njit, types
 from torch import Tensor
 
-from fastdlrm.kernels.cpu.native import COMPILE, block_of, int32_pointer, next_piece
+from fastdlrm.kernels.cpu.native import COMPILE, block_of, ints, next_piece
 from fastdlrm.kernels.cpu.threads import run
+from fastdlrm.kernels.row_gradient import define_sort_rows
 
 MAX_DIGIT_BITS = 12
 """Of a pass: its counters fit the first-level cache, and three passes sort any 31 bits."""
@@ -22,11 +23,10 @@ SMALL_IDS = 2**14
 MAX_PARTS = 16
 
 
-def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+def sort_rows(rows: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
     """See `fastdlrm.kernels.row_gradient.sort_rows`; int64 is left to torch."""
     if rows.dtype != torch.int32:
-        keys, order = torch.sort(rows, stable=True)
-        return keys, order
+        return define_sort_rows(rows, values)
     num_ids = len(rows)
     is_small = num_ids <= SMALL_IDS
     parts = 1 if is_small else min(torch.get_num_threads(), MAX_PARTS)
@@ -35,7 +35,8 @@ def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     num_passes = -(-num_bits // MAX_DIGIT_BITS)
     digit_bits = -(-num_bits // num_passes)
     counts = np.empty(parts << digit_bits, dtype=np.int32)
-    source, source_places = rows.contiguous(), None
+    source = rows.contiguous()
+    source_places = None if values is None else values.to(torch.int32).contiguous()
     for shift in range(0, num_bits, digit_bits):
         numbers = (
             num_ids,
@@ -71,8 +72,8 @@ def _count(address: int) -> None:
     """Count the digits of each part."""
     block = block_of(address, 10)
     num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = carray(int32_pointer(block[4]), num_ids)
-    counts = carray(int32_pointer(block[8]), parts << digit_bits)
+    keys = ints(block[4], num_ids)
+    counts = ints(block[8], parts << digit_bits)
     mask = (1 << digit_bits) - 1
     while True:
         part = next_piece(address)
@@ -100,12 +101,12 @@ def _move(address: int) -> None:
     """Put each part's ids where they go, in their order."""
     block = block_of(address, 10)
     num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = carray(int32_pointer(block[4]), num_ids)
-    places = carray(int32_pointer(block[5]), num_ids)
+    keys = ints(block[4], num_ids)
+    places = ints(block[5], num_ids)
     has_places = block[5] != 0
-    new_keys = carray(int32_pointer(block[6]), num_ids)
-    new_places = carray(int32_pointer(block[7]), num_ids)
-    counts = carray(int32_pointer(block[8]), parts << digit_bits)
+    new_keys = ints(block[6], num_ids)
+    new_places = ints(block[7], num_ids)
+    counts = ints(block[8], parts << digit_bits)
     mask = (1 << digit_bits) - 1
     while True:
         part = next_piece(address)

@@ -7,8 +7,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastdlrm.kernels.library import implement
+from fastdlrm.kernels.lookup import define_stack_rows
 
 TILE_NUMBERS = 1024
 """Numbers of result that a program holds: bags times columns."""
@@ -71,14 +73,23 @@ def _segment_kernel(
 
 
 def segment_of(offsets: Tensor, num_positions: int) -> Tensor:
-    """As the definition, in int64 as well."""
-    out = torch.empty(num_positions, dtype=torch.int64, device=offsets.device)
+    """As the definition."""
+    out = torch.empty(num_positions, dtype=torch.int32, device=offsets.device)
     num_segments = len(offsets) - 1
     if num_positions:
         _segment_kernel[(triton.cdiv(num_positions, 1024),)](
             offsets, out, num_segments, num_positions, num_segments.bit_length(), 1024
         )
     return out
+
+
+def stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
+    """As the definition."""
+    F = len(starts)
+    if lengths is None or not F:
+        return define_stack_rows(ids, lengths, starts)
+    offsets = pad(lengths.view(F, -1).sum(1).cumsum(0), (1, 0))
+    return ids.to(starts.dtype) + starts.index_select(0, segment_of(offsets, len(ids)))
 
 
 def pooled_lookup(
@@ -107,3 +118,4 @@ def pooled_lookup(
 
 implement("pooled_lookup", "cuda", pooled_lookup)
 implement("segment_of", "cuda", segment_of)
+implement("stack_rows", "cuda", stack_rows)
