@@ -267,6 +267,34 @@ def _fake_backward(
     return grad.new_empty(0) if dense is None else torch.empty_like(dense), grad_pooled
 
 
+def _fake_lookup(
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    B, D = rows.shape[0] // num_features, weight.shape[1]
+    natural = dot_interaction_width(num_features, D, dense is not None, include_diagonal)
+    return weight.new_empty(B, max(natural, width), dtype=dtype)
+
+
+def _fake_lookup_backward(
+    grad: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    dense: Tensor | None,
+    num_features: int,
+    include_diagonal: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    B, D = rows.shape[0] // num_features, weight.shape[1]
+    grad_pooled = grad.new_empty(num_features, B, D).transpose(0, 1)
+    return grad.new_empty(0) if dense is None else torch.empty_like(dense), grad_pooled
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     dense, pooled, ctx.include_diagonal, _ = inputs
     ctx.save_for_backward(dense, pooled)
@@ -294,11 +322,13 @@ _lookup_dot_interaction = define(
     "lookup_dot_interaction(Tensor weight, Tensor rows, Tensor? dense, int num_features,"
     " bool include_diagonal, int width, ScalarType dtype) -> Tensor",
     _lookup_forward,
+    fake=_fake_lookup,
 )
 _lookup_dot_interaction_backward = define(
     "lookup_dot_interaction_backward(Tensor grad, Tensor weight, Tensor rows, Tensor? dense,"
     " int num_features, bool include_diagonal, bool relu) -> (Tensor, Tensor)",
     _lookup_backward,
+    fake=_fake_lookup_backward,
 )
 
 _ON_CPU = "fastdlrm.kernels.cpu.interaction"

@@ -95,6 +95,8 @@ def _forward(
         if weights is not None:
             picked = picked * weights.unsqueeze(1)
         return picked.to(dtype)
+    if weights is not None:
+        weights = weights.to(weight.dtype)
     if rows.dtype != offsets.dtype:
         rows = rows.to(offsets.dtype)
     pooled = F.embedding_bag(

@@ -131,6 +131,21 @@ def test_torch_knows_the_backward(include_diagonal: bool, has_dense: bool) -> No
     torch.library.opcheck(torch.ops.fastdlrm.dot_interaction_backward, arguments)
 
 
+@pytest.mark.parametrize("has_dense", [True, False])
+@pytest.mark.parametrize("include_diagonal", [True, False])
+def test_torch_knows_the_operators_of_looked_up_ids(
+    include_diagonal: bool, has_dense: bool
+) -> None:
+    weight, rows = torch.randn(5, 3), torch.tensor([0, 4, 1, 1, 2, 0, 3, 3], dtype=torch.int32)
+    dense = torch.randn(2, 3) if has_dense else None
+    operators = torch.ops.fastdlrm
+    forward = (weight, rows, dense, 4, include_diagonal, 32, torch.float32)
+    torch.library.opcheck(operators.lookup_dot_interaction, forward)
+    grad = torch.randn(2, 32)
+    backward = (grad, weight, rows, dense, 4, include_diagonal, has_dense)
+    torch.library.opcheck(operators.lookup_dot_interaction_backward, backward)
+
+
 @pytest.mark.parametrize("include_diagonal", [True, False])
 def test_looked_up_ids_are_the_lookup_and_the_interaction(include_diagonal: bool) -> None:
     weight, dense = torch.randn(5, 3), torch.randn(2, 3).relu()

@@ -141,3 +141,20 @@ def test_lookup_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     tables(single_batch())
     tables(jagged_batch(True))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_weighted_bags_of_tables_of_16_bits(pooling: str, dtype: torch.dtype) -> None:
+    tables = EmbeddingTables({"t": 4}, ["t"], embedding_dim=3, pooling=pooling, dtype=dtype)
+    tables.initialise("normal", torch.Generator().manual_seed(0), 1.0)
+    bags, weights = [[0, 3, 3], [], [1]], [[0.5, 2.0, 0.25], [], [3.0]]
+    batch = SparseBatch(
+        ids=torch.tensor([0, 3, 3, 1], dtype=torch.int32),
+        lengths=torch.tensor([3, 0, 1], dtype=torch.int32),
+        weights=torch.tensor([0.5, 2.0, 0.25, 3.0]),
+        num_features=1,
+    )
+    found = tables(batch, torch.float32).detach()[:, 0]
+    exact = oracles.pooled_lookup(tables.table("t").double().numpy(), bags, weights, pooling)
+    np.testing.assert_allclose(found, exact, rtol=2**-7, atol=1e-2)
