@@ -20,6 +20,7 @@ class SideStream:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._held: list[Tensor] = []
+        self._is_busy = False
 
     @contextmanager
     def __call__(self, *held: Tensor) -> Iterator[None]:
@@ -33,12 +34,14 @@ class SideStream:
             yield
             return
         self._held += held
+        self._is_busy = True
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
 
     def join(self) -> None:
-        """Let the current stream wait for the work."""
-        if self._stream is not None:
+        """Let the current stream wait for the work, if there is any."""
+        if self._stream is not None and self._is_busy:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._held.clear()
+            self._is_busy = False
