@@ -1,6 +1,6 @@
-"""Write the README's tables from benchmarks/results: the text between its `table` markers.
+"""Write the tables of the docs from benchmarks/results: the text between their `table` markers.
 
-With --check nothing is written, and the exit status says whether the README is up to date.
+With --check nothing is written, and the exit status says whether all are up to date.
 """
 
 import json
@@ -11,7 +11,6 @@ from typing import Any
 
 from results_file import RESULTS, ROOT
 
-README = ROOT / "README.md"
 YARDSTICKS = {
     "criteo-sample": "logistic regression 0.7072 / 0.1400, LightGBM 0.6963 / 0.1411",
     "adult": "logistic regression 0.9198 / 0.2910, LightGBM 0.9276 / 0.2771",
@@ -61,22 +60,89 @@ def pipeline() -> str:
     return "\n".join(lines)
 
 
+def train_cuda() -> str:
+    """A training step on a GPU against plain PyTorch."""
+    lines = [
+        "| B | ms | M samples/s | plain PyTorch fp32 / tf32 / bf16, ms | ratio to the fastest "
+        "| share of the floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch in (8192, 32768):
+        result = load(f"train-cuda-criteo-terabyte-10m-{batch}-bf16")["result"]
+        systems = result["ms_by_system"]
+        plain = [systems[f"plain{kind}_ms"] for kind in ("", "_tf32", "_bf16")]
+        cells = [
+            f"{batch:,}",
+            f"{result['ms']:.3f}",
+            f"{result['samples_per_s'] / 1e6:.1f}",
+            " / ".join(f"{ms:.2f}" for ms in plain),
+            f"{result['ratio_to_plain']:.1f}",
+            f"{result['share_of_floor']:.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(_where("train-cuda-criteo-terabyte-10m-8192-bf16"))
+    return "\n".join(lines)
+
+
+def fed() -> str:
+    """Training fed from disk."""
+    median = load("fed-cuda")["median"]
+    lines = ["| B | on the device, M rows/s | from disk, M rows/s | share |", "|---|---|---|---|"]
+    for batch in (8192, 32768):
+        resident, read = (median[f"{k}_rows_per_s.{batch}"] / 1e6 for k in ("in_memory", "fed"))
+        lines.append(
+            f"| {batch:,} | {resident:.1f} | {read:.1f} | {median[f'share.{batch}']:.1%} |"
+        )
+    lines.append("")
+    lines.append("Whole epochs of 12 M rows, page cache warm. " + _where("fed-cuda"))
+    return "\n".join(lines)
+
+
+def precision() -> str:
+    """AUC by precision."""
+    lines = ["| data | bf16 - fp32 | bf16 with bf16 tables - fp32 |", "|---|---|---|"]
+    names = sorted(path.stem for path in RESULTS.glob("precision-*.json"))
+    for name in names:
+        result = load(name)["result"]
+        cells = [f"{r['mean']:+.5f} ± {r['half']:.5f}" for r in result.values()]
+        lines.append(f"| {name.removeprefix('precision-')} | {' | '.join(cells)} |")
+    lines.append("")
+    lines.append(
+        "Mean difference of test AUC and its 95 % interval over five seeds. "
+        + " ".join(dict.fromkeys(map(_where, names)))
+    )
+    return "\n".join(lines)
+
+
 def _where(name: str) -> str:
     host = load(name)["host"]
-    return f"{host['cpu']}, {host['cores']} cores, {host['date']}, commit {host['commit']}."
+    machine = host.get("gpu") or f"{host['cpu']}, {host['cores']} cores"
+    return f"{machine}, {host['date']}, commit {host['commit']}."
+
+
+TABLES = {
+    ROOT / "README.md": (accuracy, pipeline, train_cuda),
+    ROOT / "docs" / "performance.md": (train_cuda, fed, precision),
+}
 
 
 def main() -> None:
-    text = README.read_text()
-    for name, render in (("accuracy", accuracy), ("pipeline", pipeline)):
-        block = f"<!-- table {name} -->\n{render()}\n<!-- end {name} -->"
-        pattern = rf"<!-- table {name} -->.*<!-- end {name} -->"
-        text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
-        if count != 1:
-            sys.exit(f"README.md: {count} places for table {name}, wanted 1")
+    is_current = True
+    for path, renders in TABLES.items():
+        text = path.read_text()
+        for render in renders:
+            name = render.__name__.replace("_", "-")
+            block = f"<!-- table {name} -->\n{render()}\n<!-- end {name} -->"
+            pattern = rf"<!-- table {name} -->.*<!-- end {name} -->"
+            text, count = re.subn(pattern, lambda _, block=block: block, text, flags=re.DOTALL)
+            if count != 1:
+                sys.exit(f"{path}: {count} places for table {name}, wanted 1")
+        is_current = is_current and text == path.read_text()
+        if "--check" not in sys.argv:
+            path.write_text(text)
     if "--check" in sys.argv:
-        sys.exit(text != README.read_text())
-    README.write_text(text)
+        sys.exit(not is_current)
 
 
 if __name__ == "__main__":
