@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdlrm.kernels.library import define, implement, on_first_call
+
 
 class Layer(NamedTuple):
     """A linear layer's tensors.
@@ -43,8 +45,24 @@ def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     """
     activations = [x]
     for layer in layers:
-        activations.append(F.linear(activations[-1], layer.weight, layer.bias).relu_())
+        activations.append(linear_relu(activations[-1], layer.weight, layer.bias))
     return activations
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """max(x weight^T + bias, 0).
+
+    Args:
+        x: Shape (B, K).
+        weight: Shape (N, K), of `x`'s type; `bias` likewise.
+        bias: Shape (N,).
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        # torch would copy the bias into the result before the product, and go over it twice
+        y = x @ weight.t()
+        _bias_relu_(y, bias)
+        return y
+    return F.linear(x, weight, bias).relu_()
 
 
 def mlp_backward(
@@ -58,7 +76,7 @@ def mlp_backward(
     """The gradients of all parameters, and of the input.
 
     Args:
-        grad: Gradient of the result, shape (B, N) of the last layer, of the compute type.
+        grad: Gradient of the result, shape (B, N) of the last layer, of the compute type; used up.
         activations: As `mlp_forward` returned them.
         layers: The same layers; their gradients are written.
         needs_input_grad: Whether the input's gradient is asked for.
@@ -69,22 +87,42 @@ def mlp_backward(
     """
     for index in range(len(layers) - 1, -1, -1):
         layer, x, y = layers[index], activations[index], activations[index + 1]
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        _parameter_grads(layer, x, grad, accumulate)
+        _relu_backward_(grad, y, layer.bias_grad, accumulate)
+        _weight_grad(layer, x, grad, accumulate)
         if index == 0 and not needs_input_grad:
             return None
         grad = grad @ layer.weight
     return grad
 
 
-def _parameter_grads(layer: Layer, x: Tensor, grad: Tensor, accumulate: bool) -> None:
-    """Write or add the gradients of a layer's weight and bias."""
+def _weight_grad(layer: Layer, x: Tensor, grad: Tensor, accumulate: bool) -> None:
+    """Write or add the gradient of a layer's weight."""
     if accumulate:
         layer.weight_grad.add_(grad.t() @ x)
-        layer.bias_grad.add_(grad.sum(0, dtype=torch.float32))
     elif grad.dtype == layer.weight_grad.dtype:
         torch.mm(grad.t(), x, out=layer.weight_grad)
-        torch.sum(grad, 0, out=layer.bias_grad)
     else:
         layer.weight_grad.copy_(grad.t() @ x)
-        torch.sum(grad, 0, dtype=torch.float32, out=layer.bias_grad)
+
+
+def define_bias_relu_(x: Tensor, bias: Tensor) -> None:
+    """The definition: x = max(x + bias, 0)."""
+    x.add_(bias).relu_()
+
+
+def define_relu_backward_(grad: Tensor, y: Tensor, bias_grad: Tensor, accumulate: bool) -> None:
+    """The definition: grad = 0 where y <= 0, and its sum over samples is the bias' gradient."""
+    torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+    if accumulate:
+        bias_grad.add_(grad.sum(0, dtype=bias_grad.dtype))
+    else:
+        torch.sum(grad, 0, dtype=bias_grad.dtype, out=bias_grad)
+
+
+_bias_relu_ = define("bias_relu_(Tensor(a!) x, Tensor bias) -> ()", define_bias_relu_)
+_relu_backward_ = define(
+    "relu_backward_(Tensor(a!) grad, Tensor y, Tensor(b!) bias_grad, bool accumulate) -> ()",
+    define_relu_backward_,
+)
+implement("bias_relu_", "cpu", on_first_call("fastdlrm.kernels.cpu.mlp", "bias_relu_"))
+implement("relu_backward_", "cpu", on_first_call("fastdlrm.kernels.cpu.mlp", "relu_backward_"))
