@@ -14,7 +14,7 @@ COMPILED = {
     ("dot_interaction", "cpu"): ("numba", "a sample at a time in the cache, without temporaries"),
     ("sort_rows", "cpu"): (
         "numba",
-        "radix sort of int32; int64 is left to torch",
+        "radix sort, a feature a thread; int64 is left to torch",
     ),
     ("update_rows_", "cpu"): ("numba", "one pass over a batch's rows; torch's scatters are serial"),
 }
