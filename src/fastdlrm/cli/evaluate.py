@@ -21,6 +21,7 @@ def evaluate(
     """
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.train.evaluate import evaluate as measure
+    from fastdlrm.train.matmul import use
     from fastdlrm.train.run import Run
     from fastdlrm.train.trainer import resolve_device
 
@@ -29,6 +30,7 @@ def evaluate(
     opened.require_same_encoding(dataset)
     config = opened.recipe.train
     device = resolve_device(config.device)
+    use(run, device)
     model = opened.load_model(checkpoint).to(device)
     values = measure(model, dataset.split(split), config.eval_batch_size, device)
     emit(

@@ -3,12 +3,17 @@
 Importing this imports no torch, so a command can list the table at once.
 """
 
+from typing import Literal
+
 import msgspec
 
 OPERATORS = ("pooled_lookup", "dot_interaction", "sort_rows", "row_gradient", "update_rows_")
 """The hot operators, in the order of a training step."""
 
 DEVICES = ("cpu", "cuda")
+
+Way = Literal["default", "onednn"]
+"""Of multiplying matrices: what torch takes by itself, or oneDNN."""
 
 COMPILED = {
     ("dot_interaction", "cpu"): ("numba", "a sample at a time in the cache, without temporaries"),
@@ -32,6 +37,19 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     """torch: the definition, in torch's own operators; numba: compiled for the CPU."""
     reason: str
     """Why this one."""
+
+
+class Matmul(msgspec.Struct, frozen=True, kw_only=True):
+    """How float32 matrices are multiplied on the CPU, and what the choice rests on."""
+
+    way: Way
+    """default: what torch takes by itself; onednn: its precision "medium"."""
+    gflop_s: dict[str, float]
+    """By way, and "bf16": medians of a few products."""
+    error: dict[str, float]
+    """By way: root mean square, relative to float64."""
+    reason: str
+    """In words."""
 
 
 def implementations() -> list[Implementation]:

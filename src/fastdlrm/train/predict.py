@@ -14,6 +14,7 @@ from fastdlrm.data.rows import Rows
 from fastdlrm.data.source import connect, stage_file
 from fastdlrm.errors import DataError
 from fastdlrm.train.evaluate import scores
+from fastdlrm.train.matmul import use
 from fastdlrm.train.run import Run
 
 ROWS_A_CHUNK = 65_536
@@ -50,6 +51,7 @@ def predict(
     Raises:
         DataError: An input is malformed, or `out` cannot be written.
     """
+    use(run.folder, device)
     model = run.load_model(checkpoint).to(device)
     encoder = Encoder.load(run.folder, run.manifest.schema, run.manifest.encoding)
     source, schema = run.recipe.data.source, run.manifest.schema

@@ -21,6 +21,7 @@ from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
 from fastdlrm.train.config import Metric
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.matmul import settle
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
@@ -118,6 +119,8 @@ class Trainer:
             block_rows=self._config.shuffle_block_rows,
             pin=self._device.type == "cuda",
         )
+        if line := settle(run.folder, self._device):
+            on_message(line)
         torch.manual_seed(run.recipe.seed)
         self._step = TrainStep(run.build_model().to(self._device).train(), self._config)
         self._state = LoopState()
