@@ -23,6 +23,7 @@ from torchrec_step import is_available, torchrec_forward
 
 from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.predictor import Predictor
 
 NUM_BATCHES = 16
 
@@ -86,11 +87,12 @@ def arguments() -> argparse.Namespace:
 
 def our_forward(model: DLRM, batches: list[Batch], precision: str) -> Callable[[int], None]:
     """The project's own prediction."""
+    predictor = Predictor(model, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def forward(k: int) -> None:
         batch = batches[k % len(batches)]
         with torch.inference_mode():
-            torch.sigmoid(model(batch.dense, batch.sparse))
+            torch.sigmoid(predictor(batch.dense, batch.sparse))
 
     return forward
 

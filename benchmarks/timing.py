@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-BLOCK_S = 0.05
+BLOCK_S = 0.2
 """Steps of one system in a row, in seconds of the fastest: long enough to have warm caches."""
 
-MAX_BLOCK = 20
+MAX_BLOCK = 50
 MIN_ROUNDS = 7
 
 QUIET_SHARE = 0.05

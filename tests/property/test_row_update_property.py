@@ -7,7 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdlrm.kernels.row_gradient import RowOrder, row_order, sort_rows
+from fastdlrm.kernels.row_gradient import (
+    RowOrder,
+    define_sort_rows,
+    row_order,
+    sort_rows,
+)
 from fastdlrm.kernels.row_update import UpdateRule, define_update_rows_, update_rows_
 from fastdlrm.kernels.step_scalars import StepScalars
 
@@ -139,12 +144,36 @@ def test_rows_are_sorted_stably(rows: list[int], few: int, dtype: torch.dtype) -
     assert places.tolist() == sorted(range(len(folded)), key=folded.__getitem__)
 
 
+@FEW
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    extents=st.lists(st.sampled_from([1, 5, 3000, 2**26]), min_size=5, max_size=5),
+    has_values=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_segments_do_not_change_the_order(
+    sizes: list[int], extents: list[int], has_values: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    starts = [0, *np.cumsum(extents)]
+    parts = [
+        torch.randint(int(start), int(start) + extent, (size,), generator=generator)
+        for size, extent, start in zip(sizes, extents, starts, strict=False)
+    ]
+    rows, bounds = torch.cat(parts).int(), torch.tensor([0, *np.cumsum(sizes)])
+    values = torch.randint(0, 99, (len(rows),), generator=generator) if has_values else None
+    found = sort_rows(rows, values, bounds)
+    for one, other in zip(found, define_sort_rows(rows, values, None), strict=True):
+        assert one.tolist() == other.tolist()
+
+
 def test_many_rows_are_sorted_by_threads_together() -> None:
-    rows = torch.randint(0, 2**23, (50_000,), dtype=torch.int32)
+    parts = [torch.randint(k * 2**23, (k + 1) * 2**23, (9000,)) for k in range(5)]
+    rows = torch.cat(parts).int()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        keys, places = sort_rows(rows)
+        keys, places = sort_rows(rows, None, torch.arange(6) * 9000)
     finally:
         torch.set_num_threads(before)
     expected = torch.sort(rows, stable=True)

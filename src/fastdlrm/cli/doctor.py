@@ -10,7 +10,7 @@ import typer
 from fastdlrm import __version__
 from fastdlrm.cli.host import Fact, Gpu, Host, probe
 from fastdlrm.cli.options import Json
-from fastdlrm.kernels.registry import Implementation, implementations
+from fastdlrm.kernels.registry import Implementation, Matmul, implementations
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -46,6 +46,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """By package, and "python"."""
     host: Host
     kernels: tuple[Implementation, ...]
+    matmul: Matmul
+    """How float32 matrices are multiplied on the CPU."""
     missing: tuple[Missing, ...]
 
 
@@ -65,6 +67,8 @@ def doctor(json_output: Json = False) -> None:
 
 def diagnose() -> Diagnosis:
     """Look at the installation and the machine; what cannot be found out is said, not raised."""
+    from fastdlrm.kernels.cpu.matmul import calibrate
+
     versions = {
         "fastdlrm": Fact(value=__version__),
         "python": Fact(value=platform.python_version()),
@@ -75,6 +79,7 @@ def diagnose() -> Diagnosis:
         versions=versions,
         host=host,
         kernels=tuple(implementations()),
+        matmul=calibrate(),
         missing=tuple(missing(versions, host)),
     )
 
@@ -118,12 +123,21 @@ def render(diagnosis: Diagnosis) -> "Group":
     for kernel in diagnosis.kernels:
         table.add_row(kernel.operator, kernel.device, kernel.name, kernel.reason)
     parts.append(table)
+    parts.append(_matmul_table(diagnosis.matmul))
     if diagnosis.missing:
         table = _table("Missing (optional)", "what", "without it", "to have it")
         for part in diagnosis.missing:
             table.add_row(part.name, part.effect, part.remedy)
         parts.append(table)
     return Group(*parts)
+
+
+def _matmul_table(matmul: Matmul) -> "Table":
+    table = _table("float32 products on the CPU", "way", "GFLOP/s", "relative error", "why")
+    for way, speed in matmul.gflop_s.items():
+        error = f"{matmul.error[way]:.0e}" if way in matmul.error else ""
+        table.add_row(way, f"{speed:,.0f}", error, matmul.reason if way == matmul.way else "")
+    return table
 
 
 def _host_rows(host: Host) -> dict[str, str]:

@@ -22,6 +22,7 @@ def evaluate(
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.train.device import scoring_device
     from fastdlrm.train.evaluate import evaluate as measure
+    from fastdlrm.train.matmul import use
     from fastdlrm.train.run import Run
 
     opened = Run.open(run)
@@ -29,6 +30,7 @@ def evaluate(
     opened.require_same_encoding(dataset)
     config = opened.recipe.train
     device = scoring_device(config.device)
+    use(run, device)
     model = opened.load_model(checkpoint).to(device)
     values = measure(model, dataset.split(split), config.eval_batch_size, device)
     emit(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdlrm.kernels.library import has_gpu_kernels
-from fastdlrm.kernels.mlp import Layer
+from fastdlrm.kernels.mlp import Layer, relu_backward_
 
 if has_gpu_kernels():
     from fastdlrm.kernels.cuda import logit_loss as gpu
@@ -93,9 +93,12 @@ def logit_loss(
         layer.weight_grad.copy_(weight_grad)
         layer.bias_grad.copy_(bias_grad)
     grad = (slope_B1 * layer.weight).to(x.dtype)
+    grad_sum = torch.empty(x.shape[1], dtype=layer.bias_grad.dtype, device=x.device)
     if relu:
-        grad = torch.ops.aten.threshold_backward(grad, x, 0)
-    return LogitLoss(loss.sum() / normalizer, grad, grad.sum(0, dtype=torch.float32))
+        relu_backward_(grad, x, grad_sum, False)
+    else:
+        torch.sum(grad, 0, dtype=grad_sum.dtype, out=grad_sum)
+    return LogitLoss(loss.sum() / normalizer, grad, grad_sum)
 
 
 def _loss_and_slope(logits: Tensor, labels: Tensor, rule: LossRule) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdlrm.kernels.library import has_gpu_kernels
+from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_first_call
 
 if has_gpu_kernels():
     from fastdlrm.kernels.cuda import mlp as gpu
@@ -48,13 +48,26 @@ def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
     """
     activations = [x]
     for layer in layers:
-        x = activations[-1]
-        if x.is_cuda:  # bias and ReLU within the matrix product
-            x = torch._addmm_activation(layer.bias, x, layer.weight.t())
-        else:
-            x = F.linear(x, layer.weight, layer.bias).relu_()
-        activations.append(x)
+        activations.append(linear_relu(activations[-1], layer.weight, layer.bias))
     return activations
+
+
+def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """max(x weight^T + bias, 0).
+
+    Args:
+        x: Shape (B, K).
+        weight: Shape (N, K), of `x`'s type; `bias` likewise.
+        bias: Shape (N,).
+    """
+    if x.is_cuda:  # bias and ReLU within the matrix product
+        return torch._addmm_activation(bias, x, weight.t())
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        # torch would copy the bias into the result before the product, and go over it twice
+        y = x @ weight.t()
+        _bias_relu_(y, bias)
+        return y
+    return F.linear(x, weight, bias).relu_()
 
 
 def mlp_backward(
@@ -70,7 +83,7 @@ def mlp_backward(
 
     Args:
         grad: Gradient of the last layer's result before its ReLU, shape (B, N), of the compute
-            type; with no layers the gradient of the input.
+            type; with no layers the gradient of the input. Used up.
         activations: As `mlp_forward` returned them.
         layers: The same layers; their gradients are written.
         needs_input_grad: Whether the input's gradient is asked for.
@@ -81,18 +94,21 @@ def mlp_backward(
         Gradient of the input, shape (B, K) of the first layer; None where not asked for.
     """
     sums = None if grad_sum is None else grad_sum.unsqueeze(0)
+    has_bias_grad = False
     for index in range(len(layers) - 1, -1, -1):
         layer, x = layers[index], activations[index]
         _weight_grad(layer.weight_grad, grad, x, accumulate)
-        _bias_grad(layer.bias_grad, grad, sums, accumulate)
+        if not has_bias_grad:
+            _bias_grad(layer.bias_grad, grad, sums, accumulate)
         if index == 0 and not needs_input_grad:
             return None
         if index > 0 and has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
             grad, sums = gpu.masked_input_grad(grad, layer.weight, x)
-        else:
-            grad, sums = grad @ layer.weight, None
-            if index > 0:
-                grad = torch.ops.aten.threshold_backward(grad, x, 0)
+            continue
+        grad, sums = grad @ layer.weight, None
+        if index > 0:
+            relu_backward_(grad, x, layers[index - 1].bias_grad, accumulate)
+            has_bias_grad = True
     return grad
 
 
@@ -121,3 +137,26 @@ def _bias_grad(bias_grad: Tensor, grad: Tensor, sums: Tensor | None, accumulate:
         gpu.column_sums(grad, bias_grad)
     else:
         torch.sum(grad, 0, dtype=torch.float32, out=bias_grad)
+
+
+def define_bias_relu_(x: Tensor, bias: Tensor) -> None:
+    """The definition: x = max(x + bias, 0)."""
+    x.add_(bias).relu_()
+
+
+def define_relu_backward_(grad: Tensor, y: Tensor, bias_grad: Tensor, accumulate: bool) -> None:
+    """The definition: grad = 0 where y <= 0, and its sum over samples is the bias' gradient."""
+    torch.ops.aten.threshold_backward.grad_input(grad, y, 0, grad_input=grad)
+    if accumulate:
+        bias_grad.add_(grad.sum(0, dtype=bias_grad.dtype))
+    else:
+        torch.sum(grad, 0, dtype=bias_grad.dtype, out=bias_grad)
+
+
+_bias_relu_ = define("bias_relu_(Tensor(a!) x, Tensor bias) -> ()", define_bias_relu_)
+relu_backward_ = define(
+    "relu_backward_(Tensor(a!) grad, Tensor y, Tensor(b!) bias_grad, bool accumulate) -> ()",
+    define_relu_backward_,
+)
+implement("bias_relu_", "cpu", on_first_call("fastdlrm.kernels.cpu.mlp", "bias_relu_"))
+implement("relu_backward_", "cpu", on_first_call("fastdlrm.kernels.cpu.mlp", "relu_backward_"))

@@ -3,6 +3,8 @@
 Importing this imports no torch, so a command can list the table at once.
 """
 
+from typing import Literal
+
 import msgspec
 
 OPERATORS = (
@@ -19,11 +21,14 @@ OPERATORS = (
 
 DEVICES = ("cpu", "cuda")
 
+Way = Literal["default", "onednn"]
+"""Of multiplying matrices: what torch takes by itself, or oneDNN."""
+
 COMPILED = {
     ("dot_interaction", "cpu"): ("numba", "a sample at a time in the cache, without temporaries"),
     ("sort_rows", "cpu"): (
         "numba",
-        "radix sort of int32; int64 is left to torch",
+        "radix sort, a feature a thread; int64 is left to torch",
     ),
     ("update_rows_", "cpu"): ("numba", "one pass over a batch's rows; torch's scatters are serial"),
     **{
@@ -53,6 +58,19 @@ class Implementation(msgspec.Struct, frozen=True, kw_only=True):
     a GPU, where Triton is installed."""
     reason: str
     """Why this one."""
+
+
+class Matmul(msgspec.Struct, frozen=True, kw_only=True):
+    """How float32 matrices are multiplied on the CPU, and what the choice rests on."""
+
+    way: Way
+    """default: what torch takes by itself; onednn: its precision "medium"."""
+    gflop_s: dict[str, float]
+    """By way, and "bf16": medians of a few products."""
+    error: dict[str, float]
+    """By way: root mean square, relative to float64."""
+    reason: str
+    """In words."""
 
 
 def implementations() -> list[Implementation]:

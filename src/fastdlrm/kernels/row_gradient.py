@@ -51,6 +51,7 @@ def row_order(
     offsets: Tensor | None = None,
     weights: Tensor | None = None,
     pooling: Pooling = "sum",
+    segments: Tensor | None = None,
 ) -> RowOrder:
     """Sort the ids of a batch by row, stably; needs no gradient, so it can run beside the forward.
 
@@ -59,12 +60,13 @@ def row_order(
         offsets: As in `pooled_lookup`.
         weights: As in `pooled_lookup`.
         pooling: As in `pooled_lookup`.
+        segments: As in `sort_rows`.
     """
     if offsets is not None and weights is None:
-        keys, bags = sort_rows(rows, segment_of(offsets, len(rows)))
+        keys, bags = sort_rows(rows, segment_of(offsets, len(rows)), segments)
         factors = None
     else:
-        keys, bags = sort_rows(rows)
+        keys, bags = sort_rows(rows, None, segments)
         factors = None if weights is None else weights.index_select(0, bags)
         if offsets is not None:
             bags = segment_of(offsets, len(rows)).index_select(0, bags)
@@ -80,17 +82,21 @@ def row_order(
     return RowOrder(keys, bags, factors, chunks)
 
 
-def sort_rows(rows: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def sort_rows(
+    rows: Tensor, values: Tensor | None = None, segments: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sort rows, stably, and something of each along with them.
 
     Args:
         rows: None negative, shape (L,), int32 or int64.
         values: Shape (L,), int32 or int64; None: where the row stands.
+        segments: Where each segment begins, and the end, shape (S + 1,), int64, on the CPU or
+            `rows`' device: no row of a segment is above one of a later segment. None: unknown.
 
     Returns:
         The rows ascending, of `rows`' type, and their values, int32 or int64; shape (L,) both.
     """
-    return cast(tuple[Tensor, Tensor], _sort_rows(rows, values))
+    return cast(tuple[Tensor, Tensor], _sort_rows(rows, values, segments))
 
 
 @torch.no_grad()
@@ -118,11 +124,15 @@ def row_gradient(grad_pooled: Tensor, order: RowOrder) -> RowGradient:
     return RowGradient(unique_rows.long(), values)
 
 
-def define_sort_rows(rows: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The definition of `sort_rows`."""
+def define_sort_rows(
+    rows: Tensor, values: Tensor | None, segments: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The definition of `sort_rows`; it has no use for segments."""
     keys, order = torch.sort(rows, stable=True)
     return keys, order if values is None else values.index_select(0, order)
 
 
-_sort_rows = define("sort_rows(Tensor rows, Tensor? values) -> (Tensor, Tensor)", define_sort_rows)
+_sort_rows = define(
+    "sort_rows(Tensor rows, Tensor? values, Tensor? segments) -> (Tensor, Tensor)", define_sort_rows
+)
 implement("sort_rows", "cpu", on_first_call("fastdlrm.kernels.cpu.sort", "sort_rows"))

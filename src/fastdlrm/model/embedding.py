@@ -8,7 +8,7 @@ Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows 
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +60,15 @@ class EmbeddingTables(nn.Module):
         self.pooling = pooling
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
+        used = [self._starts[table] for table in feature_tables]
+        self._are_ascending = len(used) > 0 and all(a < b for a, b in pairwise(used))
         num_rows = sum(self.num_embeddings.values())
         self.weight = nn.Parameter(
             torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
         )
         advise_large_pages(self.weight)
         starts = torch.tensor(
-            [self._starts[table] for table in feature_tables],
+            used,
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
         )
         self.register_buffer("feature_starts", starts.to(device), persistent=False)
@@ -105,6 +107,23 @@ class EmbeddingTables(nn.Module):
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
         return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
+
+    def segments(self, sparse: SparseBatch, offsets: Tensor | None) -> Tensor | None:
+        """Where each feature's ids begin in a batch, and the end, shape (F + 1,), int64.
+
+        Args:
+            sparse: The batch.
+            offsets: Of its bags, where they are not all of one id.
+
+        Returns:
+            None where the rows of a feature may be above those of a later one.
+        """
+        if not self._are_ascending:
+            return None
+        B = max(sparse.num_samples, 1)
+        if offsets is not None:
+            return offsets[::B]
+        return torch.arange(0, len(sparse.ids) + 1, B)
 
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.

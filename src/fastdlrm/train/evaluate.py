@@ -9,6 +9,7 @@ from fastdlrm.data.loader import SequentialLoader
 from fastdlrm.data.rows import Rows
 from fastdlrm.metrics.evaluation import Evaluation, MetricValues
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.predictor import Predictor
 
 
 def evaluate(model: DLRM, rows: Rows, batch_size: int, device: torch.device) -> MetricValues:
@@ -30,12 +31,7 @@ def scores(
     model: DLRM, rows: Rows, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, shape (B,) each, on the CPU, batch by batch in the split's order."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in SequentialLoader(rows, batch_size, pin=device.type == "cuda"):
-                moved = batch.to(device, non_blocking=True)
-                yield model(moved.dense, moved.sparse).float().cpu(), batch.labels
-    finally:
-        model.train(was_training)
+    predictor = Predictor(model)
+    for batch in SequentialLoader(rows, batch_size, pin=device.type == "cuda"):
+        moved = batch.to(device, non_blocking=True)
+        yield predictor(moved.dense, moved.sparse).cpu(), batch.labels

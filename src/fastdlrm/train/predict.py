@@ -16,6 +16,7 @@ from fastdlrm.data.source import stage_file
 from fastdlrm.data.write import disk_errors
 from fastdlrm.errors import DataError
 from fastdlrm.train.evaluate import scores
+from fastdlrm.train.matmul import use
 from fastdlrm.train.run import Run
 
 ROWS_A_CHUNK = 65_536
@@ -53,6 +54,7 @@ def predict(
     """
     if out.is_dir():
         raise DataError(f"{out}: a folder; name the Parquet file to write")
+    use(run.folder, device)
     scorer = _Scorer(run, checkpoint, device)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     num_rows = 0

@@ -4,6 +4,7 @@ RUN/manifest.json            kind run: resolved config, schema, encoding
 RUN/vocab/TABLE.arrow        the dataset's vocabularies, so that raw rows can be encoded again
 RUN/checkpoints/step-*/      see `fastdlrm.checkpoint.store`
 RUN/records.jsonl            see `fastdlrm.train.records`
+RUN/matmul.json              see `fastdlrm.train.matmul`
 """
 
 import logging

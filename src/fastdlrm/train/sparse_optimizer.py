@@ -47,7 +47,9 @@ class SparseOptimizer:
         """Sort a batch's ids by row; `accumulate` takes the result."""
         offsets = None if sparse.lengths is None else sparse.offsets()
         tables = self._tables
-        return row_order(tables.rows(sparse), offsets, sparse.weights, tables.pooling)
+        segments = tables.segments(sparse, offsets)
+        rows = tables.rows(sparse)
+        return row_order(rows, offsets, sparse.weights, tables.pooling, segments)
 
     def accumulate(
         self, sparse: SparseBatch, grad_pooled: Tensor, order: RowOrder | None = None

@@ -22,6 +22,7 @@ from fastdlrm.metrics.values import MetricValues
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.matmul import settle
 from fastdlrm.train.memory import describe, memory_plan, require_fit
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
@@ -124,6 +125,8 @@ class Trainer:
         plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
         on_message(describe(plan))
         require_fit(plan, self._device)
+        if line := settle(run.folder, self._device):
+            on_message(line)
         torch.manual_seed(run.recipe.seed)
         self._step = TrainStep(run.build_model(self._device).train(), self._config)
         if self._device.type == "cuda":

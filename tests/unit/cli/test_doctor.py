@@ -78,7 +78,15 @@ def test_survives_json(diagnosis: Diagnosis) -> None:
 
 def test_prints_every_part(diagnosis: Diagnosis) -> None:
     text = printed(diagnosis)
-    for part in ("Versions", "Machine", "Kernels", "avx512_bf16", *OPERATORS, torch.__version__):
+    for part in (
+        "Versions",
+        "Machine",
+        "Kernels",
+        "float32 products",
+        "avx512_bf16",
+        *OPERATORS,
+        torch.__version__,
+    ):
         assert part in text
 
 

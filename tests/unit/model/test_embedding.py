@@ -158,3 +158,20 @@ def test_weighted_bags_of_tables_of_16_bits(pooling: str, dtype: torch.dtype) ->
     found = tables(batch, torch.float32).detach()[:, 0]
     exact = oracles.pooled_lookup(tables.table("t").double().numpy(), bags, weights, pooling)
     np.testing.assert_allclose(found, exact, rtol=2**-7, atol=1e-2)
+
+
+def test_segments_are_the_features_where_tables_lie_in_their_order() -> None:
+    ids = torch.tensor([0, 1, 2, 0, 1, 1], dtype=torch.int32)
+    apart = EmbeddingTables({"a": 3, "b": 2}, ["a", "b"], embedding_dim=2)
+    single = SparseBatch(ids=ids, lengths=None, weights=None, num_features=2)
+    segments = apart.segments(single, None)
+    assert segments is not None
+    assert segments.tolist() == [0, 3, 6]
+    lengths = torch.tensor([2, 0, 1, 3], dtype=torch.int32)
+    bags = SparseBatch(ids=ids, lengths=lengths, weights=None, num_features=2)
+    segments = apart.segments(bags, bags.offsets())
+    assert segments is not None
+    assert segments.tolist() == [0, 2, 6]
+    for tables in (["b", "a"], ["a", "a"]):
+        mixed = EmbeddingTables({"a": 3, "b": 2}, tables, embedding_dim=2)
+        assert mixed.segments(single, None) is None

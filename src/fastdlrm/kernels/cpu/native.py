@@ -132,9 +132,15 @@ def ints(address: int, count: int) -> np.ndarray:
 
 
 @njit(**INLINE)
+def longs(address: int, count: int) -> np.ndarray:
+    """The int64 numbers at an address."""
+    return carray(_int64_pointer(address), count)
+
+
+@njit(**INLINE)
 def block_of(address: int, size: int) -> np.ndarray:
     """The block as an array."""
-    return carray(_int64_pointer(address), size)
+    return longs(address, size)
 
 
 @njit(**INLINE)

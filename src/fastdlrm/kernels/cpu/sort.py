@@ -1,122 +1,164 @@
-"""A stable sort of row numbers and where they stood: radix sort, over the bits that rows have.
+"""A stable sort of row numbers and something of each: radix sort, over the bits that rows have.
 
-Shapes: L ids in the batch.
+Shapes: L ids in the batch, S segments.
 """
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 from numba import cfunc, njit, types
 from torch import Tensor
 
-from fastdlrm.kernels.cpu.native import COMPILE, block_of, ints, next_piece
+from fastdlrm.kernels.cpu.native import (
+    COMPILE,
+    INLINE,
+    block_of,
+    float32_scratch,
+    ints,
+    longs,
+    next_piece,
+)
 from fastdlrm.kernels.cpu.threads import run
 from fastdlrm.kernels.row_gradient import define_sort_rows
 
-MAX_DIGIT_BITS = 12
+MAX_DIGIT_BITS = 11
 """Of a pass: its counters fit the first-level cache, and three passes sort any 31 bits."""
 
-SMALL_IDS = 2**14
+SMALL_IDS = 2**11
 """Up to this many ids one thread is faster."""
 
-MAX_PARTS = 16
 
+def sort_rows(
+    rows: Tensor, values: Tensor | None, segments: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `fastdlrm.kernels.row_gradient.sort_rows`; int64 is left to torch.
 
-def sort_rows(rows: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
-    """See `fastdlrm.kernels.row_gradient.sort_rows`; int64 is left to torch."""
+    A segment is sorted by one thread; without segments there is one.
+    """
     if rows.dtype != torch.int32:
-        return define_sort_rows(rows, values)
+        return define_sort_rows(rows, values, segments)
     num_ids = len(rows)
-    is_small = num_ids <= SMALL_IDS
-    parts = 1 if is_small else min(torch.get_num_threads(), MAX_PARTS)
-    keys, places, spare_keys, spare_places = torch.empty(4, num_ids, dtype=torch.int32)
-    num_bits = max(int(rows.max()).bit_length(), 1) if num_ids else 1
-    num_passes = -(-num_bits // MAX_DIGIT_BITS)
-    digit_bits = -(-num_bits // num_passes)
-    counts = np.empty(parts << digit_bits, dtype=np.int32)
     source = rows.contiguous()
-    source_places = None if values is None else values.to(torch.int32).contiguous()
-    for shift in range(0, num_bits, digit_bits):
-        numbers = (
-            num_ids,
-            parts,
-            shift,
-            source.data_ptr(),
-            0 if source_places is None else source_places.data_ptr(),
-            keys.data_ptr(),
-            places.data_ptr(),
-            counts.ctypes.data,
-            digit_bits,
-        )
-        run(_count_kernel(), *numbers, is_small=is_small)
-        _starts(counts, parts)
-        run(_move_kernel(), *numbers, is_small=is_small)
-        source, source_places = keys, places
-        keys, places, spare_keys, spare_places = spare_keys, spare_places, keys, places
-    assert source_places is not None
-    return source, source_places
+    source_values = None if values is None else values.to(torch.int32).contiguous()
+    bounds = torch.tensor([0, num_ids]) if segments is None else segments.contiguous()
+    keys, places, spare_keys, spare_places = torch.empty(4, num_ids, dtype=torch.int32)
+    run(
+        _kernel(),
+        source.data_ptr(),
+        0 if source_values is None else source_values.data_ptr(),
+        bounds.data_ptr(),
+        len(bounds) - 1,
+        keys.data_ptr(),
+        places.data_ptr(),
+        spare_keys.data_ptr(),
+        spare_places.data_ptr(),
+        is_small=num_ids <= SMALL_IDS or len(bounds) == 2,
+    )
+    return keys, places
 
 
 @lru_cache(maxsize=1)
-def _count_kernel() -> int:
-    return cfunc(types.void(types.int64), **COMPILE)(_count).address
+def _kernel() -> int:
+    return cfunc(types.void(types.int64), **COMPILE)(_sort).address
 
 
-@lru_cache(maxsize=1)
-def _move_kernel() -> int:
-    return cfunc(types.void(types.int64), **COMPILE)(_move).address
-
-
-def _count(address: int) -> None:
-    """Count the digits of each part."""
-    block = block_of(address, 10)
-    num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = ints(block[4], num_ids)
-    counts = ints(block[8], parts << digit_bits)
-    mask = (1 << digit_bits) - 1
+def _sort(address: int) -> None:
+    """The kernel; its block holds what `sort_rows` passes to `run`, in that order."""
+    block = block_of(address, 9)
+    bounds = longs(block[3], block[4] + 1)
+    counts = float32_scratch(1 << MAX_DIGIT_BITS)
     while True:
-        part = next_piece(address)
-        if part >= parts:
+        segment = next_piece(address)
+        if segment >= block[4]:
             return
-        base = part << digit_bits
-        counts[base : base + mask + 1] = 0
-        for i in range(num_ids * part // parts, num_ids * (part + 1) // parts):
-            counts[base + ((keys[i] >> shift) & mask)] += 1
+        start, count = bounds[segment], bounds[segment + 1] - bounds[segment]
+        source = block[1] + 4 * start
+        low, high = _range(source, count)
+        num_bits = 0
+        while high - low >> num_bits:
+            num_bits += 1
+        num_passes = max((num_bits + MAX_DIGIT_BITS - 1) // MAX_DIGIT_BITS, 1)
+        digit_bits = (num_bits + num_passes - 1) // num_passes
+        has_values, values = block[2] != 0, block[2] + 4 * start
+        if not has_values:
+            values = start
+        for step in range(num_passes):
+            # the last pass ends in the result, so passes before it alternate towards that
+            is_result = (num_passes - step) % 2 == 1
+            keys = (block[5] if is_result else block[7]) + 4 * start
+            places = (block[6] if is_result else block[8]) + 4 * start
+            _count(counts, source, count, low, step * digit_bits, digit_bits)
+            _move(
+                counts,
+                (source, values, has_values or step > 0, keys, places),
+                count,
+                low,
+                step * digit_bits,
+                digit_bits,
+            )
+            source, values = keys, places
 
 
-@njit(**COMPILE)
-def _starts(counts: np.ndarray, parts: int) -> None:
-    """Where the ids of each digit and part go: an exclusive sum over digits, then parts."""
-    total, num_digits = 0, len(counts) // parts
-    for digit in range(num_digits):
-        for part in range(parts):
-            at = part * num_digits + digit
-            count = counts[at]
-            counts[at] = total
-            total += count
+@njit(**INLINE)
+def _range(source: int, count: int) -> tuple[int, int]:
+    """The least and the largest key."""
+    keys = ints(source, count)
+    low = high = 0
+    if count:
+        low = high = int(keys[0])
+    for i in range(count):
+        low, high = min(low, int(keys[i])), max(high, int(keys[i]))
+    return low, high
 
 
-def _move(address: int) -> None:
-    """Put each part's ids where they go, in their order."""
-    block = block_of(address, 10)
-    num_ids, parts, shift, digit_bits = block[1], block[2], block[3], block[9]
-    keys = ints(block[4], num_ids)
-    places = ints(block[5], num_ids)
-    has_places = block[5] != 0
-    new_keys = ints(block[6], num_ids)
-    new_places = ints(block[7], num_ids)
-    counts = ints(block[8], parts << digit_bits)
+@njit(**INLINE)
+def _count(counts: int, source: int, count: int, low: int, shift: int, digit_bits: int) -> None:
+    """Where the keys of each digit begin in the result: an exclusive sum of their counts."""
+    places, keys = ints(counts, 1 << digit_bits), ints(source, count)
     mask = (1 << digit_bits) - 1
-    while True:
-        part = next_piece(address)
-        if part >= parts:
-            return
-        base = part << digit_bits
-        for i in range(num_ids * part // parts, num_ids * (part + 1) // parts):
-            key = keys[i]
-            at = base + ((key >> shift) & mask)
-            to = counts[at]
-            counts[at] = to + 1
-            new_keys[to] = key
-            new_places[to] = places[i] if has_places else i
+    for digit in range(1 << digit_bits):
+        places[digit] = 0
+    for i in range(count):
+        places[((int(keys[i]) - low) >> shift) & mask] += 1
+    total = 0
+    for digit in range(1 << digit_bits):
+        here = places[digit]
+        places[digit] = total
+        total += here
+
+
+@njit(**INLINE)
+def _move(
+    counts: int,
+    tensors: tuple[int, int, bool, int, int],
+    count: int,
+    low: int,
+    shift: int,
+    digit_bits: int,
+) -> None:
+    """Put the keys and values where they go, in their order.
+
+    Args:
+        counts: Address of the place of each digit's next key.
+        tensors: Addresses of keys and values, whether the second is one or the first value of a
+            count, and the addresses of the moved ones.
+        count: Of keys.
+        low: Least of all keys.
+        shift: Of the digit.
+        digit_bits: Its bits.
+    """
+    source, values, has_values, new_source, new_values = tensors
+    places, keys, new_keys = (
+        ints(counts, 1 << digit_bits),
+        ints(source, count),
+        ints(new_source, count),
+    )
+    moved, given = ints(new_values, count), ints(values if has_values else source, count)
+    mask = (1 << digit_bits) - 1
+    for i in range(count):
+        key = keys[i]
+        digit = ((int(key) - low) >> shift) & mask
+        to = places[digit]
+        places[digit] = to + 1
+        new_keys[to] = key
+        moved[to] = given[i] if has_values else values + i

@@ -1,0 +1,83 @@
+"""The way a run multiplies matrices on a CPU: chosen before its first step, kept for good.
+
+RUN/matmul.json   the choice and what it rests on; a resumed run computes the same way, bit for bit
+
+Evaluation and prediction compute that way too; they measure nothing.
+"""
+
+from pathlib import Path
+
+import msgspec
+import torch
+
+from fastdlrm.contracts.manifest import write_atomic
+from fastdlrm.errors import CheckpointError
+from fastdlrm.kernels.cpu.matmul import MAX_ERROR, apply, calibrate, relative_error
+from fastdlrm.kernels.registry import Matmul
+
+FILE = "matmul.json"
+
+
+def settle(run: Path, device: torch.device) -> str:
+    """Choose, or find what was chosen, and compute that way from here on.
+
+    Args:
+        run: The run's folder.
+        device: Where the run computes; a GPU needs no choice.
+
+    Returns:
+        A line that says so; empty where there is no choice.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if device.type != "cpu":
+        return ""
+    choice = chosen(run)
+    since = ""
+    if choice is not None:
+        since = ", as the run began" if _is_exact(choice) else ", since the run's way is not exact"
+    else:
+        choice = calibrate()
+        write_atomic(run / FILE, msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
+    way = choice.way if _is_exact(choice) else "default"
+    apply(way)
+    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in choice.gflop_s.items())
+    return f"float32 products: {way}{since} ({choice.reason}); GFLOP/s: {speeds}"
+
+
+def use(run: Path, device: torch.device) -> None:
+    """Compute as a run did, where it has chosen.
+
+    Args:
+        run: The run's folder.
+        device: Where to compute.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    if device.type == "cpu" and (choice := chosen(run)) is not None:
+        apply(choice.way if _is_exact(choice) else "default")
+
+
+def _is_exact(choice: Matmul) -> bool:
+    """Whether the way is as exact on this machine, which may be another, as float32 should be."""
+    return choice.way == "default" or relative_error(choice.way) <= MAX_ERROR
+
+
+def chosen(run: Path) -> Matmul | None:
+    """What a run chose; None before it did.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Matmul)
+    except (msgspec.DecodeError, msgspec.ValidationError) as problem:
+        raise CheckpointError(
+            f"{path}: damaged: {problem}; delete it to choose anew (a resumed run may then differ "
+            "in the last digits)"
+        ) from problem

@@ -1,0 +1,47 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from fastdlrm.errors import CheckpointError
+from fastdlrm.train.matmul import FILE, chosen, settle, use
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_run_keeps_its_choice(tmp_path: Path) -> None:
+    assert chosen(tmp_path) is None
+    first = settle(tmp_path, CPU)
+    choice = chosen(tmp_path)
+    assert choice is not None
+    assert choice.way in first
+    other = "onednn" if choice.way == "default" else "default"
+    changed = msgspec.structs.replace(choice, way=other)
+    (tmp_path / FILE).write_bytes(msgspec.json.encode(changed))
+    assert "as the run began" in settle(tmp_path, CPU)
+    precision = {"default": "highest", "onednn": "medium"}
+    assert torch.get_float32_matmul_precision() == precision[other]
+    torch.set_float32_matmul_precision(precision[choice.way])
+    use(tmp_path, CPU)
+    assert torch.get_float32_matmul_precision() == precision[other]
+
+
+def test_a_gpu_has_no_choice(tmp_path: Path) -> None:
+    assert settle(tmp_path, torch.device("cuda")) == ""
+    use(tmp_path, torch.device("cuda"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(CheckpointError, match=r"matmul\.json: damaged: .*delete it"):
+        settle(tmp_path, CPU)
