@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastdlrm.kernels.library import implement
-from fastdlrm.kernels.lookup import define_stack_rows
 
 TILE_NUMBERS = 1024
 """Numbers of result that a program holds: bags times columns."""
@@ -85,11 +84,13 @@ def segment_of(offsets: Tensor, num_positions: int) -> Tensor:
 
 def stack_rows(ids: Tensor, lengths: Tensor | None, starts: Tensor) -> Tensor:
     """As the definition."""
-    F = len(starts)
-    if lengths is None or not F:
-        return define_stack_rows(ids, lengths, starts)
+    F, own = len(starts), ids.to(starts.dtype)
+    if not F:
+        return own
+    if lengths is None:
+        return (own.view(F, -1) + starts.unsqueeze(1)).flatten()
     offsets = pad(lengths.view(F, -1).sum(1).cumsum(0), (1, 0))
-    return ids.to(starts.dtype) + starts.index_select(0, segment_of(offsets, len(ids)))
+    return own + starts.index_select(0, segment_of(offsets, len(ids)))
 
 
 def pooled_lookup(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdlrm.kernels import lookup  # noqa: F401  defines what the kernel implements
-from fastdlrm.kernels.cuda.lookup import pooled_lookup, segment_of
+from fastdlrm.kernels.cuda.lookup import pooled_lookup, segment_of, stack_rows
 from tests import oracles
 from tests.kernel_device import DEVICE, FLOATS, MARKS, assert_near, draw
 
@@ -103,3 +103,15 @@ def test_segments_by_hand(layout: str) -> None:
     _, offsets = jagged(bags)
     expected = [bag for bag, ids in enumerate(bags) for _ in ids]
     assert segment_of(offsets, len(expected)).tolist() == expected
+
+
+@pytest.mark.parametrize("is_single", [True, False])
+def test_rows_of_the_stack_by_hand(is_single: bool) -> None:
+    # two features of two bags, whose tables begin at rows 10 and 100
+    starts = torch.tensor([10, 100], dtype=torch.int32, device=DEVICE)
+    ids = torch.tensor([1, 2, 3, 4], dtype=torch.int32, device=DEVICE)
+    if is_single:
+        assert stack_rows(ids, None, starts).tolist() == [11, 12, 103, 104]
+    else:
+        lengths = torch.tensor([0, 1, 3, 0], dtype=torch.int32, device=DEVICE)
+        assert stack_rows(ids, lengths, starts).tolist() == [11, 102, 103, 104]
