@@ -130,14 +130,21 @@ class Trainer:
         torch.manual_seed(run.recipe.seed)
         self._step = TrainStep(run.build_model(self._device).train(), self._config)
         if self._device.type == "cuda":
-            why = self._step.why_no_graph
-            on_message(f"no CUDA graph: {why}" if why else "steps are replayed as one CUDA graph")
+            on_message(self._graph_line())
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
         self._restore()
         self._records = Records(run.folder, self._state.step)
+
+    def _graph_line(self) -> str:
+        """Whether steps are replayed as one CUDA graph, or why not."""
+        why = self._step.why_no_graph
+        features = self.run.manifest.schema.sparse
+        if not why and any(feature.bag or feature.is_weighted for feature in features):
+            why = "bags vary in size from batch to batch"
+        return f"no CUDA graph: {why}" if why else "steps are replayed as one CUDA graph"
 
     @property
     def total_steps(self) -> int:
