@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fastdlrm.kernels.library import define, implement, on_first_call
 
+FUSED_NUMBERS = 2**14
+"""Below this many outputs another call costs more than another pass over them."""
+
 
 class Layer(NamedTuple):
     """A linear layer's tensors.
@@ -57,7 +60,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight: Shape (N, K), of `x`'s type; `bias` likewise.
         bias: Shape (N,).
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    is_large = x.shape[0] * weight.shape[0] >= FUSED_NUMBERS
+    if is_large and x.device.type == "cpu" and x.dtype == torch.float32:
         # torch would copy the bias into the result before the product, and go over it twice
         y = x @ weight.t()
         _bias_relu_(y, bias)

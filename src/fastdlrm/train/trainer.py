@@ -119,7 +119,7 @@ class Trainer:
             block_rows=self._config.shuffle_block_rows,
             pin=self._device.type == "cuda",
         )
-        if line := settle(run.folder, self._device):
+        if line := settle(run.folder, self._device, self._config.precision):
             on_message(line)
         torch.manual_seed(run.recipe.seed)
         self._step = TrainStep(run.build_model().to(self._device).train(), self._config)
