@@ -22,6 +22,7 @@ from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_forward
 
 from fastdlrm.batch import Batch
+from fastdlrm.kernels.cpu.matmul import PRECISIONS, calibrate
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor
 
@@ -36,7 +37,8 @@ def main() -> None:
     model = build_model(shape, device).eval()
     inputs = [plain_inputs(shape, batch) for batch in batches]
     plain = PlainDLRM(shape, model).eval()
-    ours = System("ours", our_forward(model, batches, args.precision))
+    precision = PRECISIONS[calibrate().way] if args.device == "cpu" else "highest"
+    ours = System("ours", our_forward(model, batches, args.precision), precision)
     systems = [ours, System("plain", plain_forward(plain, inputs))]
     if is_available() and not args.no_torchrec:
         autocast = torch.bfloat16 if args.precision == "bf16" else None
@@ -52,6 +54,7 @@ def main() -> None:
         "batch": args.batch,
         "device": args.device,
         "precision": args.precision,
+        "float32_precision": ours.float32_precision,
         "ms": ms,
         "samples_per_s": args.batch / ms * 1e3,
         "ratio_to_plain": median["plain_ms"] / ms,

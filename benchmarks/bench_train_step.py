@@ -23,6 +23,7 @@ from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_step
 
 from fastdlrm.batch import Batch
+from fastdlrm.kernels.cpu.matmul import PRECISIONS, calibrate
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -47,7 +48,8 @@ def main() -> None:
     if is_available() and not args.no_torchrec:
         autocast = torch.bfloat16 if args.precision == "bf16" else None
         step = torchrec_step(shape, batches, args.sparse_optimizer, device, autocast)
-        systems.append(System("torchrec", step, _float32(args)))
+        precision = "high" if args.precision == "tf32" else "highest"
+        systems.append(System("torchrec", step, precision))
     found = ceilings(shape, device)
     samples = interleave(systems, device, args.seconds)
     torch.set_float32_matmul_precision(ours.float32_precision)
@@ -143,6 +145,7 @@ def summary(
         "device": args.device,
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else None,
         "precision": args.precision,
+        "float32_precision": torch.get_float32_matmul_precision(),
         "sparse_optimizer": args.sparse_optimizer,
         "ms": ms,
         "samples_per_s": args.batch / ms * 1e3,
@@ -158,8 +161,10 @@ def summary(
 
 
 def _float32(args: argparse.Namespace) -> str:
-    """What `float32` matrix products may be computed in."""
-    return "high" if args.device == "cuda" and args.precision == "tf32" else "highest"
+    """What our `float32` matrix products are computed in: on the CPU as `train` would choose."""
+    if args.device == "cpu":
+        return PRECISIONS[calibrate().way]
+    return "high" if args.precision == "tf32" else "highest"
 
 
 if __name__ == "__main__":

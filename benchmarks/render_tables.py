@@ -11,6 +11,27 @@ from typing import Any
 
 from results_file import RESULTS, ROOT
 
+SHAPES_ON_A_CPU = {"criteo-kaggle-1m": "b", "mlperf-100k": "c", "rmc2-small": "d"}
+TRAINED_ON_A_CPU = (
+    ("criteo-kaggle-1m", 128, ""),
+    ("criteo-kaggle-1m", 2048, ""),
+    ("mlperf-100k", 2048, ""),
+    ("rmc2-small", 128, ""),
+    ("rmc2-small", 256, ""),
+    ("rmc2-small", 128, "-rowwise_adagrad"),
+    ("rmc2-small", 256, "-rowwise_adagrad"),
+)
+PREDICTED_ON_A_CPU = (
+    ("criteo-kaggle-1m", 1),
+    ("criteo-kaggle-1m", 128),
+    ("criteo-kaggle-1m", 2048),
+    ("mlperf-100k", 2048),
+    ("rmc2-small", 128),
+)
+CPU_HEAD = (
+    "| shape | precision | ms | plain PyTorch, ms | ratio | share of the floor | quiet rounds |",
+    "|---|---|---|---|---|---|---|",
+)
 YARDSTICKS = {
     "criteo-sample": "logistic regression 0.7072 / 0.1400, LightGBM 0.6963 / 0.1411",
     "adult": "logistic regression 0.9198 / 0.2910, LightGBM 0.9276 / 0.2771",
@@ -115,6 +136,43 @@ def precision() -> str:
     return "\n".join(lines)
 
 
+def cpu_train() -> str:
+    """One training step on a CPU, against plain PyTorch in the same run."""
+    lines = [*CPU_HEAD]
+    for shape, batch, rule in TRAINED_ON_A_CPU:
+        for precision in ("fp32", "bf16"):
+            name = f"train-cpu-{shape}-{batch}-{precision}{rule}"
+            if not (RESULTS / f"{name}.json").is_file():
+                continue
+            result = load(name)["result"]
+            plain = result["ms_by_system"][f"plain{rule.replace('-', '_')}_ms"]
+            label = f"{SHAPES_ON_A_CPU[shape]}, B={batch}" + (", row-wise Adagrad" if rule else "")
+            lines.append(_cpu_line(label, precision, result, plain))
+    lines += ["", _where(f"train-cpu-{shape}-{batch}-fp32{rule}")]
+    return "\n".join(lines)
+
+
+def cpu_inference() -> str:
+    """One forward pass on a CPU, against plain PyTorch in the same run."""
+    lines = [*CPU_HEAD]
+    for shape, batch in PREDICTED_ON_A_CPU:
+        for precision in ("fp32", "bf16"):
+            name = f"inference-cpu-{shape}-{batch}-{precision}"
+            result = load(name)["result"]
+            label = f"{SHAPES_ON_A_CPU[shape]}, B={batch}"
+            plain = result["ms_by_system"]["plain_ms"]
+            lines.append(_cpu_line(label, precision, result, plain))
+    lines += ["", _where(name)]
+    return "\n".join(lines)
+
+
+def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) -> str:
+    ms = result["ms"]
+    cells = [label, precision, f"{ms:.2f}", f"{plain:.2f}", f"{plain / ms:.2f}"]
+    cells += [f"{result['share_of_floor']:.0%}", f"{result['quiet_rounds']}/{result['rounds']}"]
+    return f"| {' | '.join(cells)} |"
+
+
 def _where(name: str) -> str:
     host = load(name)["host"]
     machine = host.get("gpu") or f"{host['cpu']}, {host['cores']} cores"
@@ -123,7 +181,7 @@ def _where(name: str) -> str:
 
 TABLES = {
     ROOT / "README.md": (accuracy, pipeline, train_cuda),
-    ROOT / "docs" / "performance.md": (train_cuda, fed, precision),
+    ROOT / "docs" / "performance.md": (train_cuda, fed, precision, cpu_train, cpu_inference),
 }
 
 

@@ -19,6 +19,9 @@ from fastdlrm.kernels.library import define, has_gpu_kernels, implement, on_firs
 if has_gpu_kernels():
     from fastdlrm.kernels.cuda import mlp as gpu
 
+FUSED_NUMBERS = 2**14
+"""Below this many outputs another call costs more than another pass over them."""
+
 
 class Layer(NamedTuple):
     """A linear layer's tensors.
@@ -62,7 +65,8 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     if x.is_cuda:  # bias and ReLU within the matrix product
         return torch._addmm_activation(bias, x, weight.t())
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    is_large = x.shape[0] * weight.shape[0] >= FUSED_NUMBERS
+    if is_large and x.device.type == "cpu" and x.dtype == torch.float32:
         # torch would copy the bias into the result before the product, and go over it twice
         y = x @ weight.t()
         _bias_relu_(y, bias)

@@ -18,12 +18,13 @@ from fastdlrm.kernels.registry import Matmul
 FILE = "matmul.json"
 
 
-def settle(run: Path, device: torch.device) -> str:
+def settle(run: Path, device: torch.device, precision: str = "fp32") -> str:
     """Choose, or find what was chosen, and compute that way from here on.
 
     Args:
         run: The run's folder.
         device: Where the run computes; a GPU needs no choice.
+        precision: What the config asks for; the answer warns where it is the slower one.
 
     Returns:
         A line that says so; empty where there is no choice.
@@ -43,7 +44,10 @@ def settle(run: Path, device: torch.device) -> str:
     way = choice.way if _is_exact(choice) else "default"
     apply(way)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in choice.gflop_s.items())
-    return f"float32 products: {way}{since} ({choice.reason}); GFLOP/s: {speeds}"
+    line = f"float32 products: {way}{since} ({choice.reason}); GFLOP/s: {speeds}"
+    if precision == "bf16" and choice.gflop_s["bf16"] < choice.gflop_s[choice.way]:
+        line += "; bf16 is the slower on this processor: set train.precision = 'fp32'"
+    return line
 
 
 def use(run: Path, device: torch.device) -> None:

@@ -125,7 +125,7 @@ class Trainer:
         plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
         on_message(describe(plan))
         require_fit(plan, self._device)
-        if line := settle(run.folder, self._device):
+        if line := settle(run.folder, self._device, self._config.precision):
             on_message(line)
         torch.manual_seed(run.recipe.seed)
         self._step = TrainStep(run.build_model(self._device).train(), self._config)
