@@ -89,7 +89,7 @@ def memory_plan(
     return items
 
 
-def require_fit(items: Sequence[MemoryItem], device: torch.device) -> None:
+def require_memory(items: Sequence[MemoryItem], device: torch.device) -> None:
     """Check that a plan fits what is free.
 
     Raises:

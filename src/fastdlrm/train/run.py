@@ -36,6 +36,7 @@ from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm, require_fit
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.device import resolve_device
+from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ class Run:
         """
         recipe = _with_data_of(dataset, recipe)
         require_fit(recipe.model, dataset.schema)
-        resolve_device(recipe.train.device)
+        device = resolve_device(recipe.train.device)
+        encoding = dataset.manifest.encoding
+        require_memory(memory_plan(recipe, dataset.schema, encoding, device), device)
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--out {folder}: not a folder; name one to be made")
         if folder.exists() and any(folder.iterdir()):
@@ -90,7 +93,7 @@ class Run:
                 f"--out {folder}: not empty; pass --resume to continue the run in it, or name "
                 "another folder"
             )
-        vocabularies = [t.vocabulary for t in dataset.manifest.encoding.tables.values()]
+        vocabularies = [t.vocabulary for t in encoding.tables.values()]
         files = {}
         for name in filter(None, vocabularies):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ class Run:
             config=to_tree(recipe),
             files=files,
             schema=dataset.schema,
-            encoding=dataset.manifest.encoding,
+            encoding=encoding,
             dataset_sha256=sha256_of(dataset.manifest_path),
         )
         write_manifest(folder, manifest)

@@ -23,7 +23,7 @@ from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.matmul import settle
-from fastdlrm.train.memory import describe, memory_plan, require_fit
+from fastdlrm.train.memory import describe, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
@@ -124,7 +124,7 @@ class Trainer:
         manifest = run.manifest
         plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
         on_message(describe(plan))
-        require_fit(plan, self._device)
+        require_memory(plan, self._device)
         if line := settle(run.folder, self._device, self._config.precision):
             on_message(line)
         torch.manual_seed(run.recipe.seed)

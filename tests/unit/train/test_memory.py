@@ -10,7 +10,8 @@ from fastdlrm.batch import Batch
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import build_dlrm
-from fastdlrm.train.memory import MemoryItem, describe, memory_plan, require_fit
+from fastdlrm.train.memory import MemoryItem, describe, memory_plan, require_memory
+from fastdlrm.train.run import Run
 from fastdlrm.train.step import TrainStep
 from tests.builders import tiny_dataset, tiny_recipe
 
@@ -67,13 +68,21 @@ def test_what_does_not_fit_is_refused_with_the_numbers() -> None:
         r"train: 1073741824.00 GiB of memory on the host are needed \(tables 1073741824.00 GiB"
     )
     with pytest.raises(ConfigError, match=message):
-        require_fit(items, CPU)
+        require_memory(items, CPU)
     assert describe(items).startswith("memory on the host: 1073741824.00 GiB (tables")
 
 
 def test_the_dataset_fits(dataset: Dataset) -> None:
     recipe = tiny_recipe()
-    require_fit(memory_plan(recipe, dataset.schema, dataset.manifest.encoding, CPU), CPU)
+    require_memory(memory_plan(recipe, dataset.schema, dataset.manifest.encoding, CPU), CPU)
+
+
+def test_a_run_that_does_not_fit_leaves_no_folder(dataset: Dataset, tmp_path: Path) -> None:
+    dim = 10**10
+    recipe = tiny_recipe(f"model.embedding_dim={dim}", f"model.bottom_mlp=[{dim}]")
+    with pytest.raises(ConfigError, match=r"train: [0-9.]+ GiB of memory on the host are needed"):
+        Run.create(tmp_path / "run", recipe, dataset)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
