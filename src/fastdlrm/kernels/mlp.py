@@ -97,22 +97,21 @@ def mlp_backward(
     Returns:
         Gradient of the input, shape (B, K) of the first layer; None where not asked for.
     """
-    sums = None if grad_sum is None else grad_sum.unsqueeze(0)
-    has_bias_grad = False
+    if layers:
+        sums = None if grad_sum is None else grad_sum.unsqueeze(0)
+        _bias_grad(layers[-1].bias_grad, grad, sums, accumulate)
     for index in range(len(layers) - 1, -1, -1):
         layer, x = layers[index], activations[index]
         _weight_grad(layer.weight_grad, grad, x, accumulate)
-        if not has_bias_grad:
-            _bias_grad(layer.bias_grad, grad, sums, accumulate)
-        if index == 0 and not needs_input_grad:
-            return None
-        if index > 0 and has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
+        if index == 0:
+            return grad @ layer.weight if needs_input_grad else None
+        below = layers[index - 1].bias_grad
+        if has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
             grad, sums = gpu.masked_input_grad(grad, layer.weight, x)
-            continue
-        grad, sums = grad @ layer.weight, None
-        if index > 0:
-            relu_backward_(grad, x, layers[index - 1].bias_grad, accumulate)
-            has_bias_grad = True
+            _bias_grad(below, grad, sums, accumulate)
+        else:
+            grad = grad @ layer.weight
+            relu_backward_(grad, x, below, accumulate)
     return grad
 
 

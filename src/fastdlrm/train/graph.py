@@ -49,18 +49,16 @@ class StepGraph:
         Returns:
             The loss, a scalar on the device.
         """
+        if self._warmups == 0:
+            self._allocate(batch)
+        self._load(batch, now)
+        if self._warmups < WARMUP_STEPS:
+            self._warmups += 1
+            return self._run(self._batch, *self._scalars)
         if self._graph is None:
-            if self._warmups == 0:
-                self._allocate(batch)
-            self._load(batch, now)
-            if self._warmups < WARMUP_STEPS:
-                self._warmups += 1
-                return self._run(self._batch, *self._scalars)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._loss = self._run(self._batch, *self._scalars)
-        else:
-            self._load(batch, now)
         self._graph.replay()
         return self._loss.clone()
 
