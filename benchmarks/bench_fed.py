@@ -18,17 +18,11 @@ from typing import Any
 import torch
 from bench_loader import SEED, write_dataset
 from results_file import write
-from shapes import SHAPES, build_model, draw_batches
+from shapes import SHAPES, build_model, draw_batches, train_config
 
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader, SequentialLoader
 from fastdlrm.data.rows import Rows
-from fastdlrm.train.config import (
-    DenseOptimizerConfig,
-    ScheduleConfig,
-    SparseOptimizerConfig,
-    TrainConfig,
-)
 from fastdlrm.train.step import TrainStep
 
 SHAPE = {"cuda": "criteo-terabyte-10m", "cpu": "mlperf-100k"}
@@ -54,14 +48,7 @@ def main() -> None:
             pass
         samples: list[dict[str, float]] = [{} for _ in range(args.repeats)]
         for size in BATCHES[args.device]:
-            config = TrainConfig(
-                global_batch_size=size,
-                num_epochs=1,
-                dense_optimizer=DenseOptimizerConfig(name="sgd", learning_rate=0.01),
-                sparse_optimizer=SparseOptimizerConfig(name="rowwise_adagrad", learning_rate=0.01),
-                schedule=ScheduleConfig(name="constant"),
-                precision=args.precision,
-            )
+            config = train_config(size, args.precision)
             step = TrainStep(model, config)
             batches = draw_batches(shape, size, 8, device)
             for k in range(6):  # compiles, captures

@@ -12,15 +12,9 @@ import json
 
 import torch
 from results_file import write
-from shapes import SHAPES, TERABYTE_ROWS, build_model, draw_batches
+from shapes import SHAPES, TERABYTE_ROWS, build_model, draw_batches, train_config
 from timing import System, interleave, medians
 
-from fastdlrm.train.config import (
-    DenseOptimizerConfig,
-    ScheduleConfig,
-    SparseOptimizerConfig,
-    TrainConfig,
-)
 from fastdlrm.train.step import TrainStep
 
 BATCHES = {"cuda": (2048, 4096, 8192, 16384, 32768, 65536), "cpu": (512, 1024, 2048, 4096)}
@@ -46,14 +40,7 @@ def main() -> None:
         model = build_model(shape, device).train()
         sizes = BATCHES if cap == MAIN_CAP[args.device] else FIXED
         for size in sizes[args.device]:
-            config = TrainConfig(
-                global_batch_size=size,
-                num_epochs=1,
-                dense_optimizer=DenseOptimizerConfig(name="sgd", learning_rate=0.01),
-                sparse_optimizer=SparseOptimizerConfig(name="rowwise_adagrad", learning_rate=0.01),
-                schedule=ScheduleConfig(name="constant"),
-                precision=args.precision,
-            )
+            config = train_config(size, args.precision)
             step = TrainStep(model, config)
             batches = draw_batches(shape, size, 4, device)
             system = System("step", lambda k, s=step, b=batches: s(b[k % len(b)], k))

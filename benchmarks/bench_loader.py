@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from results_file import write
+from shapes import TERABYTE_ROWS
 
 from fastdlrm import __version__
 from fastdlrm.batch import Batch
@@ -38,12 +39,6 @@ from fastdlrm.data.shuffle import PART_BYTES
 from fastdlrm.data.write import new_folder, write_part
 
 NUM_DENSE = 13
-TABLE_ROWS = (
-    *(39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63, 38_532_951, 2_953_546),
-    *(403_346, 10, 2_208, 11_938, 155, 4, 976, 14, 39_979_771, 25_641_295, 39_664_984, 585_935),
-    *(12_972, 108, 36),
-)
-"""Of Criteo Terabyte, as MLPerf lists them."""
 MOST_ROWS = 10_000_000
 SEED = 1
 BATCH_SIZES = (8192, 32_768)
@@ -78,7 +73,7 @@ def main() -> None:
     config = {
         "num_rows": options.rows,
         "num_dense": NUM_DENSE,
-        "num_sparse": len(TABLE_ROWS),
+        "num_sparse": len(TERABYTE_ROWS),
         "cores": len(os.sched_getaffinity(0)),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -144,7 +139,7 @@ def copy_to_device() -> Callable[[Batch], None]:
     def copy(batch: Batch) -> None:
         B = batch.num_samples
         if B not in static:
-            static[B] = Batch.allocate(B, NUM_DENSE, len(TABLE_ROWS), device="cuda")
+            static[B] = Batch.allocate(B, NUM_DENSE, len(TERABYTE_ROWS), device="cuda")
         with torch.cuda.stream(stream):
             static[B].buffer.copy_(batch.buffer, non_blocking=True)
 
@@ -170,7 +165,7 @@ def copy_rate(num_threads: int) -> float:
 
 def describe(most_rows: int) -> tuple[Schema, Encoding]:
     """13 dense features and 26 single ids, each of a hashed table of its own."""
-    rows = {f"C{i}": min(n, most_rows) for i, n in enumerate(TABLE_ROWS, start=1)}
+    rows = {f"C{i}": min(n, most_rows) for i, n in enumerate(TERABYTE_ROWS, start=1)}
     schema = Schema(
         label=Label(column="label", positive=("1",), negative=("0",)),
         dense=tuple(

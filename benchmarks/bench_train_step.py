@@ -17,7 +17,7 @@ from breakdown import breakdown
 from floors import ceilings, floor_ms, work
 from plain import PlainDLRM, plain_inputs, plain_step
 from results_file import write
-from shapes import SHAPES, Shape, build_model, draw_batches
+from shapes import SHAPES, Shape, build_model, draw_batches, train_config
 from show import show
 from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_step
@@ -25,16 +25,9 @@ from torchrec_step import is_available, torchrec_step
 from fastdlrm.batch import Batch
 from fastdlrm.kernels.cpu.matmul import PRECISIONS, calibrate
 from fastdlrm.model.dlrm import DLRM
-from fastdlrm.train.config import (
-    DenseOptimizerConfig,
-    ScheduleConfig,
-    SparseOptimizerConfig,
-    TrainConfig,
-)
 from fastdlrm.train.step import TrainStep
 
 NUM_BATCHES = 16
-LEARNING_RATE = 0.01
 
 
 def main() -> None:
@@ -91,17 +84,7 @@ def arguments() -> argparse.Namespace:
 
 def our_system(model: DLRM, batches: list[Batch], args: argparse.Namespace) -> System:
     """The project's own train step."""
-    config = TrainConfig(
-        global_batch_size=args.batch,
-        num_epochs=1,
-        dense_optimizer=DenseOptimizerConfig(name="sgd", learning_rate=LEARNING_RATE),
-        sparse_optimizer=SparseOptimizerConfig(
-            name=args.sparse_optimizer, learning_rate=LEARNING_RATE
-        ),
-        schedule=ScheduleConfig(name="constant"),
-        precision=args.precision,
-        device=args.device,
-    )
+    config = train_config(args.batch, args.precision, args.sparse_optimizer)
     step = TrainStep(model.train(), config)
     return System("ours", lambda k: step(batches[k % len(batches)], k), _float32(args))
 

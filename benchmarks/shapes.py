@@ -13,6 +13,12 @@ from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
+from fastdlrm.train.config import (
+    DenseOptimizerConfig,
+    ScheduleConfig,
+    SparseOptimizerConfig,
+    TrainConfig,
+)
 
 KAGGLE_ROWS = (
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
@@ -27,6 +33,8 @@ TERABYTE_ROWS = (
 """Distinct values a feature of Criteo Terabyte, as MLPerf counts them."""
 
 SparseRule = Literal["sgd", "rowwise_adagrad"]
+Precision = Literal["fp32", "tf32", "bf16"]
+LEARNING_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +113,26 @@ SHAPES = {
         ),
     )
 }
+
+
+def train_config(
+    size: int, precision: Precision, sparse_rule: SparseRule = "rowwise_adagrad"
+) -> TrainConfig:
+    """What the benchmarks train with: SGD on the MLPs, a constant learning rate.
+
+    Args:
+        size: Samples a step.
+        precision: Of the products.
+        sparse_rule: Optimizer of the tables.
+    """
+    return TrainConfig(
+        global_batch_size=size,
+        num_epochs=1,
+        dense_optimizer=DenseOptimizerConfig(name="sgd", learning_rate=LEARNING_RATE),
+        sparse_optimizer=SparseOptimizerConfig(name=sparse_rule, learning_rate=LEARNING_RATE),
+        schedule=ScheduleConfig(name="constant"),
+        precision=precision,
+    )
 
 
 def build_model(shape: Shape, device: torch.device) -> DLRM:
