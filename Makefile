@@ -28,7 +28,7 @@ bench: $(STAMP)         ## the committed benchmarks, results under benchmarks/re
 	$(BIN)/python benchmarks/bench_prepare.py
 	$(BIN)/python benchmarks/bench_loader.py
 
-docs: $(STAMP)          ## render the README's tables from benchmarks/results
+docs: $(STAMP)          ## render the tables of README and docs from benchmarks/results
 	$(BIN)/python benchmarks/render_tables.py
 
 clean:

@@ -68,6 +68,11 @@ def build_mlp(
     return nn.Sequential(*layers)
 
 
+def layers_of(mlp: nn.Module | None) -> list[nn.Module]:
+    """An MLP's modules in order; none where there is no MLP."""
+    return [] if mlp is None else list(mlp.children())
+
+
 def _after(width: int, norm: Norm, dropout: float) -> Iterable[nn.Module]:
     """What follows the linear part of a hidden layer."""
     if (kind := NORMS[norm]) is not None:

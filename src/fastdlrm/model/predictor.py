@@ -6,7 +6,7 @@ in float32 whatever the type, since a logit in 16 bits would move probabilities.
 Shapes: B batch, N dense features, F sparse features, D embedding dim.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
 from fastdlrm.kernels.mlp import linear_relu
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.mlp import layers_of
 
 WIDTH_MULTIPLE = 8
 """The top MLP's input is widened by zeros to a multiple of this: matrix products are faster."""
@@ -47,7 +48,7 @@ class Predictor:
         self._is_plain = all(
             isinstance(module, nn.Linear | nn.ReLU | nn.Dropout)
             for mlp in (model.bottom_mlp, model.top_mlp)
-            for module in _modules(mlp)
+            for module in layers_of(mlp)
         )
         if not self._is_plain:
             return
@@ -114,9 +115,5 @@ def _taken(linear: nn.Linear, dtype: torch.dtype, width: int = 0) -> _Linear:
     return _Linear(weight.to(dtype), linear.bias.detach().to(dtype))
 
 
-def _modules(mlp: nn.Module | None) -> Iterable[nn.Module]:
-    return () if mlp is None else mlp.children()
-
-
 def _linears(mlp: nn.Module | None) -> list[nn.Linear]:
-    return [module for module in _modules(mlp) if isinstance(module, nn.Linear)]
+    return [module for module in layers_of(mlp) if isinstance(module, nn.Linear)]

@@ -8,7 +8,7 @@ known, before the bottom MLP's backward pass.
 Shapes: B batch, F sparse features, D embedding dim.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +28,7 @@ from fastdlrm.kernels.interaction import (
 from fastdlrm.kernels.logit_loss import LossRule, logit_loss
 from fastdlrm.kernels.mlp import mlp_backward, mlp_forward
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.mlp import layers_of
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.loss import LossFunction
 
@@ -251,19 +252,15 @@ class _Cat:
 def why_not_fused(model: DLRM) -> str | None:
     """What of a model `FusedHead` does not know; None if it knows it all."""
     for mlp in (model.bottom_mlp, model.top_mlp):
-        for module in _modules(mlp):
+        for module in layers_of(mlp):
             if not isinstance(module, nn.Linear | nn.ReLU):
                 return f"the model has {type(module).__name__} layers"
     return None
 
 
-def _modules(mlp: nn.Module | None) -> Iterator[nn.Module]:
-    return iter(()) if mlp is None else mlp.children()
-
-
 def _linears(mlp: nn.Module | None) -> list[int]:
     """Positions of the linear layers."""
-    return [i for i, module in enumerate(_modules(mlp)) if isinstance(module, nn.Linear)]
+    return [i for i, module in enumerate(layers_of(mlp)) if isinstance(module, nn.Linear)]
 
 
 def _widened(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
