@@ -57,7 +57,8 @@ class StepGraph:
             return self._run(self._batch, *self._scalars)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # thread_local: the loader's threads may page-lock memory meanwhile
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._loss = self._run(self._batch, *self._scalars)
         self._graph.replay()
         return self._loss.clone()
@@ -70,6 +71,8 @@ class StepGraph:
         assert self._batch.buffer is not None
         self._staged = [torch.empty_like(self._batch.buffer) for _ in range(2)]
         self._is_free = [torch.cuda.Event() for _ in self._staged]
+        for is_free in self._is_free:  # once all that was asked of this memory before is done
+            is_free.record()
         self._is_ready = torch.cuda.Event()
 
     def _load(self, batch: Batch, now: Sequence[StepScalars]) -> None:

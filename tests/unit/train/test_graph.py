@@ -1,5 +1,6 @@
 """Steps replayed from a CUDA graph are the very steps taken one kernel at a time."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -114,6 +115,46 @@ def test_a_smaller_batch_between_replays(precision: str) -> None:
         results.append(take(steps[-1], batches))
     assert torch.equal(*results)
     assert_same_bits(*steps)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_first_batch_waits_for_its_memory() -> None:
+    """Work still queued on memory that was given back does not write into the first batch."""
+    config = make_config("adagrad", "rowwise_adagrad")
+    one, other = make_step(config), make_step(config)
+    expected = take(one, pinned(2))
+    batches = pinned(2)
+    buffer = batches[0].buffer
+    assert buffer is not None
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)  # cycles: a tenth of a second
+    junk = [torch.full_like(buffer, 255, device="cuda") for _ in range(16)]
+    del junk
+    assert torch.equal(take(other, batches), expected)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_other_threads_may_page_lock_memory_during_capture() -> None:
+    step = make_step(make_config("adagrad", "rowwise_adagrad"))
+    is_done = threading.Event()
+    kept: list[Tensor] = []
+
+    def page_lock() -> None:
+        while not is_done.is_set():
+            kept.append(torch.empty(1000 + 4096 * len(kept), dtype=torch.uint8, pin_memory=True))
+
+    thread = threading.Thread(target=page_lock)
+    thread.start()
+    try:
+        losses = take(step, pinned(6))
+    finally:
+        is_done.set()
+        thread.join()
+    assert torch.equal(
+        losses, take(make_step(make_config("adagrad", "rowwise_adagrad")), pinned(6))
+    )
 
 
 @pytest.mark.gpu
