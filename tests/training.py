@@ -16,6 +16,7 @@ from fastdlrm.train.config import (
     SparseOptimizerConfig,
     TrainConfig,
 )
+from fastdlrm.train.sparse_optimizer import StackLookup
 from fastdlrm.train.step import TrainStep
 
 BATCH_SIZE = 48
@@ -104,6 +105,11 @@ def take(step: TrainStep, batches: Sequence[Batch], first: int = 0) -> Tensor:
     """Take steps; their losses, on the CPU."""
     losses = [step(batch, first + k) for k, batch in enumerate(batches)]
     return torch.stack(losses).cpu()
+
+
+def look_up(model: DLRM, batch: Batch) -> StackLookup:
+    """A batch's lookup in a model's tables."""
+    return StackLookup(model.tables, batch.sparse, model.tables.rows(batch.sparse))
 
 
 def state_of(step: TrainStep) -> dict[str, Tensor]:

@@ -136,9 +136,12 @@ class EmbeddingTables(nn.Module):
             Shape (B, F, D), a view of (F, B, D): reading feature by feature keeps a small table in
             the cache, and the interaction copies its input in any case.
         """
+        return self.pool(sparse, self.rows(sparse), dtype)
+
+    def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """As `forward`, with the batch's `rows` at hand."""
         F, B = len(self.feature_starts), sparse.num_samples
         offsets = None if sparse.lengths is None else sparse.offsets()
-        pooled = pooled_lookup(
-            self.weight, self.rows(sparse), offsets, sparse.weights, self.pooling, dtype
-        )
-        return pooled.view(F, B, self.weight.shape[1]).transpose(0, 1)
+        weight = self.weight
+        pooled = pooled_lookup(weight, rows, offsets, sparse.weights, self.pooling, dtype)
+        return pooled.view(F, B, weight.shape[1]).transpose(0, 1)

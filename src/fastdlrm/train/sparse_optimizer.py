@@ -7,6 +7,7 @@ Shapes: B batch, F sparse features, D embedding dim, R rows of all tables.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,13 +18,46 @@ from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient, r
 from fastdlrm.kernels.row_update import UpdateRule, apply_rule_, update_rows_
 from fastdlrm.kernels.step_scalars import StepScalars
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import RowSource
 from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.side import SideStream
+
+
+@dataclass(frozen=True, slots=True)
+class StackLookup:
+    """A batch looked up in tables of this process.
+
+    Attributes:
+        tables: Looked up in.
+        sparse: The batch.
+        rows: Row of each id in the stack.
+        order: The ids sorted by row, where they are sorted beside the forward pass.
+    """
+
+    tables: EmbeddingTables
+    sparse: SparseBatch
+    rows: Tensor
+    order: RowOrder | None = None
+
+    @torch.no_grad()
+    def pooled(self, dtype: torch.dtype) -> Tensor:
+        """See `Lookup`."""
+        return self.tables.pool(self.sparse, self.rows, dtype)
+
+    def source(self) -> RowSource | None:
+        """See `Lookup`: on a GPU, where every bag is one row."""
+        sparse = self.sparse
+        is_single = sparse.lengths is None and sparse.weights is None and sparse.num_features > 0
+        if not is_single or not sparse.ids.is_cuda:
+            return None
+        return RowSource(self.tables.weight, self.rows, scatter=False)
 
 
 class SparseOptimizer:
     """Collects the gradients of pooled vectors, then updates the rows they came from.
 
-    A step is: `accumulate` for each micro-batch, `squared_norm` if gradients are clipped, `step`.
+    A step is: `look_up` and `take` for each micro-batch, `squared_norm` if gradients are clipped,
+    `apply`. On a GPU ids are sorted and rows are updated beside what else the step does.
     """
 
     def __init__(self, config: SparseOptimizerConfig, tables: EmbeddingTables) -> None:
@@ -42,14 +76,41 @@ class SparseOptimizer:
         self._grads_FBD: list[Tensor] = []
         self._orders: list[RowOrder | None] = []
         self._gradient: RowGradient | None = None
+        self._side = SideStream(tables.feature_starts.device)
 
-    def order(self, sparse: SparseBatch) -> RowOrder:
-        """Sort a batch's ids by row; `accumulate` takes the result."""
+    def look_up(self, sparse: SparseBatch, *, is_whole: bool) -> StackLookup:
+        """Look up a micro-batch.
+
+        Args:
+            sparse: On the tables' device.
+            is_whole: Whether it is all of the step's batch; its ids are then sorted at once.
+        """
+        rows = self._tables.rows(sparse)
+        order = None
+        if is_whole:
+            with self._side(rows):
+                order = self._order(sparse, rows)
+        return StackLookup(self._tables, sparse, rows, order)
+
+    def take(self, lookup: StackLookup, grad_pooled: Tensor, scalars: Tensor | None) -> None:
+        """Add a micro-batch's gradient.
+
+        Args:
+            lookup: What `look_up` gave.
+            grad_pooled: Gradient of the pooled vectors, shape (B, F, D); not altered.
+            scalars: `next_scalars` as a tensor, where this is the whole batch: its rows are updated
+                beside what the current stream does next. None: by `apply`.
+        """
+        self.accumulate(lookup.sparse, grad_pooled, lookup.order)
+        if scalars is not None:
+            with self._side(grad_pooled):
+                self._update(scalars)
+
+    def _order(self, sparse: SparseBatch, rows: Tensor) -> RowOrder:
+        """Sort a batch's ids by row."""
         offsets = None if sparse.lengths is None else sparse.offsets()
-        tables = self._tables
-        segments = tables.segments(sparse, offsets)
-        rows = tables.rows(sparse)
-        return row_order(rows, offsets, sparse.weights, tables.pooling, segments)
+        segments = self._tables.segments(sparse, offsets)
+        return row_order(rows, offsets, sparse.weights, self._tables.pooling, segments)
 
     def accumulate(
         self, sparse: SparseBatch, grad_pooled: Tensor, order: RowOrder | None = None
@@ -90,11 +151,16 @@ class SparseOptimizer:
         return StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
 
     def apply(self, scalars: Tensor) -> None:
-        """The part of a step that runs on the device.
+        """The part of a step that runs on the device; waits for what runs beside it.
 
         Args:
             scalars: `next_scalars` as a tensor.
         """
+        self._side.join()
+        self._update(scalars)
+
+    def _update(self, scalars: Tensor) -> None:
+        """Update the rows of the accumulated micro-batches, if there are any, and forget these."""
         if not self._batches:
             return
         if self._gradient is not None:
@@ -126,5 +192,6 @@ class SparseOptimizer:
         grad_FBD = grads[0] if len(grads) == 1 else torch.cat(grads, 1)
         order = self._orders[0] if len(self._orders) == 1 else None
         if order is None:
-            order = self.order(SparseBatch.concat(self._batches))
+            sparse = SparseBatch.concat(self._batches)
+            order = self._order(sparse, self._tables.rows(sparse))
         return grad_FBD.flatten(0, 1), order

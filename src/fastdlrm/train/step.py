@@ -4,12 +4,13 @@ The tables stay outside autograd: the step takes the gradient of the pooled vect
 the sparse optimizer, which touches only the batch's rows.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.batch import Batch
 from fastdlrm.kernels.logit_loss import LossRule
 from fastdlrm.kernels.step_scalars import with_scale
 from fastdlrm.model.dlrm import DLRM
@@ -19,7 +20,6 @@ from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.head import AutogradHead, FusedHead, Head, why_not_fused
 from fastdlrm.train.loss import loss_function
 from fastdlrm.train.schedule import learning_rate
-from fastdlrm.train.side import SideStream
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
 WIDTH_MULTIPLE = 8
@@ -58,7 +58,6 @@ class TrainStep:
         else:
             rule = LossRule(config.loss, *config.class_weights)
             self._head = FusedHead(model, rule, self.dense_optimizer)
-        self._tables_side = SideStream(self._device)
         self.why_no_graph = why_no_graph(config, self._device)
         self._graph = None if self.why_no_graph else StepGraph(self._run, config.global_batch_size)
 
@@ -96,27 +95,19 @@ class TrainStep:
         is_clipped = config.gradient_clip_norm > 0
         micro_batches = _micro_batches(batch, config.gradient_accumulation_steps)
         is_whole = len(micro_batches) == 1 and not is_clipped
-        order = None
-        if is_whole:
-            with self._tables_side():
-                order = self.sparse_optimizer.order(batch.sparse)
         losses = []
         for k, micro in enumerate(micro_batches):
-
-            def take(grad: Tensor, sparse: SparseBatch = micro.sparse) -> None:
-                self.sparse_optimizer.accumulate(sparse, grad, order)
-                if is_whole:
-                    with self._tables_side(grad):
-                        self.sparse_optimizer.apply(sparse_scalars)
-
-            losses.append(self._head(micro, num_samples, take, accumulate=k > 0))
+            lookup = self.sparse_optimizer.look_up(micro.sparse, is_whole=is_whole)
+            take = partial(
+                self.sparse_optimizer.take, lookup, scalars=sparse_scalars if is_whole else None
+            )
+            losses.append(self._head(micro, lookup, num_samples, take, accumulate=k > 0))
         if is_clipped:
             scale = self._clip()
             dense_scalars, sparse_scalars = (
                 with_scale(scalars, scale) for scalars in (dense_scalars, sparse_scalars)
             )
         self.dense_optimizer.apply(dense_scalars)
-        self._tables_side.join()
         self.sparse_optimizer.apply(sparse_scalars)  # nothing is left of a whole batch
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 

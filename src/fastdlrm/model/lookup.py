@@ -1,0 +1,36 @@
+"""The pooled vectors of one batch, before they are read.
+
+Shapes: B batch, F sparse features, D embedding dim.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class RowSource(NamedTuple):
+    """Pooled vectors as rows of a larger tensor, so that a kernel can read them where they lie.
+
+    Attributes:
+        weight: Shape (R, D).
+        rows: Row of each vector, feature by feature, shape (F * B,), int32 or int64.
+        scatter: Whether their gradient is to be laid out as `weight`, zeros in all other rows,
+            instead of (B, F, D); no row is then read twice.
+    """
+
+    weight: Tensor
+    rows: Tensor
+    scatter: bool
+
+
+class Lookup(Protocol):
+    """A batch that has been looked up, or is on its way; whoever asks for the vectors waits."""
+
+    def pooled(self, dtype: torch.dtype) -> Tensor:
+        """The pooled vectors, shape (B, F, D), outside autograd."""
+        ...
+
+    def source(self) -> RowSource | None:
+        """Where the pooled vectors can be read row by row; None where they cannot."""
+        ...
