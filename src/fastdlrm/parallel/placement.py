@@ -93,7 +93,9 @@ class Placement(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         places = [place_of[f] for f in whole]
         self._places = torch.tensor(places, dtype=torch.int32, device=device)
-        self._partial = [(i, f) for i, f in enumerate(whole) if len(self._slots_of.get(f, ())) > 1]
+        self._partial = [
+            (i, f, *self._owners(f)) for i, f in enumerate(whole) if self._is_partial(f)
+        ]
         self._rows_by_size: dict[int, Tensor] = {}
 
     @property
