@@ -1,117 +1,118 @@
-"""Run a function on several processes, as torchrun would: each finds its rank in the environment."""
+"""Runs a function on several processes that are ranks of one world.
 
-import faulthandler
+Starting a process costs seconds, so the processes stay for the whole session; a function that fails
+or hangs ends them, and the next one gets new ones.
+"""
+
+import multiprocessing
 import os
-import pickle
 import signal
 import socket
-import time
 import traceback
 from collections.abc import Callable, Collection
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch
+import pytest
+
+MOST_RANKS = 4
+LIMIT_S = 120
 
 
-def run_ranks(
-    function: Callable[..., Any],
-    size: int,
-    *arguments: Any,
-    killed: Collection[int] = (),
-    timeout_s: float = 120,
-) -> list[Any]:
-    """Call a function of a module on `size` fresh processes of one machine, without a GPU.
+class Ranks:
+    """Processes that wait for functions to run."""
 
-    Args:
-        function: Found by name in each process; what it returns must be picklable.
-        size: Number of processes.
-        arguments: The same for all.
-        killed: Ranks that must end by SIGKILL; None stands for what they return.
-        timeout_s: After it, all are killed, and each prints where it was.
+    def __init__(self) -> None:
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
 
-    Returns:
-        What each rank returned.
+    def run(
+        self,
+        function: Callable[..., Any],
+        size: int,
+        *arguments: object,
+        killed: Collection[int] = (),
+    ) -> list[Any]:
+        """Call a module-level function on ranks 0 .. size - 1; what each returned, by rank.
 
-    Raises:
-        AssertionError: A rank failed; the message is the first one's traceback.
-    """
-    context = get_context("spawn")
-    port = str(_free_port())
-    ranks: dict[Connection, tuple[int, BaseProcess]] = {}
-    for rank in range(size):
-        ours, theirs = context.Pipe(duplex=False)
-        variables = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(size),
-            "LOCAL_WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        process = context.Process(
-            target=_rank, args=(function, arguments, variables, theirs, timeout_s), daemon=True
-        )
-        process.start()
-        theirs.close()
-        ranks[ours] = rank, process
-    results: list[Any] = [None] * size
-    try:
-        _collect(results, dict(ranks), killed, time.monotonic() + timeout_s)
-    finally:
-        for pipe, (_, process) in ranks.items():
+        The function makes its world by `World.of_environment`. Fails with the traceback of the
+        first rank that raises. Ranks in `killed` must end by SIGKILL.
+        """
+        if not self._processes:
+            self._start()
+        port = _free_port()
+        pipes = self._pipes[:size]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((function, rank, size, port, arguments))
+        results: dict[int, Any] = {}
+        while len(results) < size:
+            left = [pipe for rank, pipe in enumerate(pipes) if rank not in results]
+            ready = wait(left, LIMIT_S)
+            if not ready:
+                self.stop()
+                pytest.fail(f"{function.__name__}: no result within {LIMIT_S} s")
+            for pipe in ready:
+                rank = pipes.index(pipe)
+                try:
+                    is_good, value = pipe.recv()
+                    if is_good and rank in killed:
+                        is_good, value = False, "it was to be killed"
+                except EOFError:
+                    self._processes[rank].join()
+                    code = self._processes[rank].exitcode
+                    is_good = rank in killed and code == -signal.SIGKILL
+                    value = None if is_good else f"the process died, exit code {code}"
+                if not is_good:
+                    self.stop()
+                    pytest.fail(f"rank {rank} of {size}: {value}")
+                results[rank] = value
+        if killed:
+            self.stop()
+        return [results[rank] for rank in range(size)]
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in self._processes:
             process.kill()
             process.join()
-            pipe.close()
-    return results
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for _ in range(MOST_RANKS):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._processes.append(process)
+            self._pipes.append(here)
 
 
-def _collect(
-    results: list[Any],
-    ranks: dict[Connection, tuple[int, BaseProcess]],
-    killed: Collection[int],
-    deadline: float,
-) -> None:
-    """Wait for all ranks, and stop at the first that fails."""
-    while ranks:
-        ready = wait(list(ranks), max(deadline - time.monotonic(), 0))
-        assert ready, f"ranks {sorted(rank for rank, _ in ranks.values())} did not end in time"
-        for pipe in ready:
-            rank, process = ranks.pop(pipe)
-            try:
-                failure, results[rank] = pipe.recv()
-            except EOFError:  # it ended without a word
-                process.join()
-                is_killed = rank in killed and process.exitcode == -signal.SIGKILL
-                failure = "" if is_killed else f"exit code {process.exitcode}"
-            else:
-                if rank in killed and not failure:
-                    failure = "it was to be killed, but ended"
-            assert not failure, f"rank {rank} of {len(results)}: {failure}"
+def _serve(pipe: Connection) -> None:
+    import torch
 
-
-def _rank(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    variables: dict[str, str],
-    pipe: Connection,
-    timeout_s: float,
-) -> None:
-    """What a process does."""
-    os.environ.update(variables)
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(max(timeout_s - 2, 1), exit=False)
-    try:
-        answer = pickle.dumps(("", function(*arguments)))
-    except BaseException:  # noqa: BLE001 - whatever it is, the test is to show it
-        answer = pickle.dumps((traceback.format_exc(), None))
-    pipe.send_bytes(answer)
+    while True:
+        try:
+            function, rank, size, port, arguments = pipe.recv()
+        except EOFError:
+            return
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        try:
+            pipe.send((True, function(*arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port

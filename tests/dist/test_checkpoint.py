@@ -17,9 +17,9 @@ from fastdlrm.checkpoint.saver import Saver
 from fastdlrm.errors import CheckpointError
 from fastdlrm.parallel import plan
 from fastdlrm.parallel.plan import TablePlan
-from fastdlrm.parallel.tensor_shard import TensorShard, table_shard
+from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
-from tests.dist.ranks import run_ranks
+from tests.dist.ranks import Ranks
 
 D = 6
 TABLES = {"a": 1001, "b": 7, "c": 3, "d": 50}  # c has fewer rows than four ranks
@@ -69,7 +69,9 @@ def _part(
                     rows = tensor[s.first_row : s.first_row + s.num_rows]
                     if rows.dim() == 2:
                         rows = rows[:, s.first_column : s.first_column + s.num_columns]
-                    part[group][name] = table_shard(rows, s, TABLES[table], D)
+                    n = rows.dim()
+                    place = (TABLES[table], D)[:n], (s.first_row, s.first_column)[:n]
+                    part[group][name] = TensorShard(rows, *place, n == 1 and s.first_column > 0)
     return part
 
 
@@ -101,8 +103,8 @@ def _message(action) -> str:
 
 
 def _save_on_four(root: Path) -> dict[str, str]:
-    tensor_file.READ_BYTES = 100  # four rows of a table at a time
-    with World.of_environment() as world:
+    with pytest.MonkeyPatch.context() as patch, World.of_environment() as world:
+        patch.setattr(tensor_file, "READ_BYTES", 100)  # four rows of a table at a time
         saver = Saver(root, keep=9, world=world)
         for shift in range(len(SHARDINGS)):
             whole = _whole()
@@ -133,10 +135,12 @@ def _save_on_four(root: Path) -> dict[str, str]:
             "left out": load_with(lambda model: model.pop("b", None)),
         }
         said["no group"] = _message(lambda: store.load_into(folder, {"tables": {}}, world=world))
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if world.rank == 1:  # the system lets it write no file above this size
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         saver.save(10, _part(_whole(), world.rank, 4, 0), {}, {})
         said["disk"] = _message(saver.wait)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         piece = TensorShard(torch.zeros(3, 2), (13, 2), (world.rank * 3, 0))
         with pytest.raises(ValueError, match="invalid fill tensor-volume: 26 chunks-volume: 24"):
             store.save(root, 10, {"model": {"gap": piece}}, {}, {}, world=world)
@@ -144,9 +148,9 @@ def _save_on_four(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
+def saved(ranks: Ranks, tmp_path_factory) -> tuple[Path, list[dict[str, str]]]:
     root = tmp_path_factory.mktemp("saved")
-    return root, run_ranks(_save_on_four, 4, root)
+    return root, ranks.run(_save_on_four, 4, root)
 
 
 def test_every_rank_says_what_is_wrong(saved):
@@ -202,24 +206,24 @@ def test_torchs_own_reader_reads_a_group(saved, tmp_path):
 
 
 def _load_on_fewer(saved_by_four: Path, saved_by_one: Path) -> None:
-    tensor_file.READ_BYTES = 100
-    with World.of_environment() as world:
+    with pytest.MonkeyPatch.context() as patch, World.of_environment() as world:
+        patch.setattr(tensor_file, "READ_BYTES", 100)
         for shift in range(len(SHARDINGS)):
             _assert_loads(store.folder_of(saved_by_four, shift), world, (shift + world.size) % 5)
             _assert_loads(saved_by_one, world, shift)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_fewer_ranks_read_what_four_and_what_one_wrote(saved, tmp_path, size):
+def test_fewer_ranks_read_what_four_and_what_one_wrote(ranks, saved, tmp_path, size):
     one = store.save(tmp_path, 1, _whole(), {}, {})
-    run_ranks(_load_on_fewer, size, saved[0], one)
+    ranks.run(_load_on_fewer, size, saved[0], one)
 
 
 MIB = 2**20
 
 
 def _peak_mib() -> float:
-    """Most memory of this process so far; getrusage would count its parent's."""
+    """Most memory of this process since its peak was forgotten."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -228,6 +232,7 @@ def _load_half(folder: Path) -> tuple[float, float]:
     """Rise of the process's peak memory, in MiB: its half made, then loaded."""
     with World.of_environment() as world:
         store.load_into(folder, {"small": {"x": torch.zeros(1)}}, world=world)  # warm
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak
         empty = _peak_mib()
         rows = torch.ones(MIB // 2, 64)  # 128 MiB
         held = _peak_mib()
@@ -238,12 +243,12 @@ def _load_half(folder: Path) -> tuple[float, float]:
         return held - empty, loaded - held
 
 
-def test_loading_takes_one_read_besides_the_ranks_own_rows(tmp_path):
+def test_loading_takes_one_read_besides_the_ranks_own_rows(ranks, tmp_path):
     """A table of 256 MiB in one file; a rank's half of it has 128."""
     table = torch.full((MIB, 64), 2.0)
     small = {"x": torch.zeros(1)}
     folder = store.save(tmp_path, 1, {"model": {"table": table}, "small": small}, {}, {})
-    for own, more in run_ranks(_load_half, 2, folder):
+    for own, more in ranks.run(_load_half, 2, folder):
         assert own == pytest.approx(128, abs=8)
         assert more < tensor_file.READ_BYTES / MIB + 8
 
@@ -272,8 +277,8 @@ def _kill_at(file: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_rank_killed_while_saving_leaves_the_last_checkpoint_whole(tmp_path):
-    said, _ = run_ranks(_die_while_saving, 2, tmp_path, killed=[1])
+def test_rank_killed_while_saving_leaves_the_last_checkpoint_whole(ranks, tmp_path):
+    said, _ = ranks.run(_die_while_saving, 2, tmp_path, killed=[1])
     assert "step-000000002: cannot be written: a rank is gone: " in said
     assert store.steps(tmp_path) == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]

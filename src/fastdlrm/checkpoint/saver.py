@@ -102,10 +102,7 @@ class Saver:
 
     def _copies(self, tensors: Tensors) -> Tensors:
         """This rank's own tensors as they are now, or on a GPU will be after what is queued."""
-        own = {
-            group: {n: value for n, value in named.items() if store.is_own(value, self._world)}
-            for group, named in tensors.items()
-        }
+        own = store.own_tensors(tensors, self._world)
         if any(_tensor(value).is_pinned() for named in own.values() for value in named.values()):
             torch.cuda.current_stream().synchronize()  # kernels write into page-locked tables
         return {

@@ -118,7 +118,7 @@ def write(
     try:
         with _errors(f"{final}: cannot be written", remedy, world):
             save_pieces(
-                _flat(tensors, world),
+                _flat(own_tensors(tensors, world)),
                 storage_writer=writer,
                 planner=ShardSavePlanner(),
                 process_group=world.control,
@@ -168,7 +168,7 @@ def load_into(folder: Path, tensors: Tensors, *, world: World = ALONE) -> None:
     """
     with _errors(f"{folder}: cannot be read", "use another checkpoint", world):
         load_pieces(
-            _flat(tensors, ALONE),
+            _flat(tensors),
             storage_reader=CheckpointReader(folder, tuple(tensors)),
             planner=ShardLoadPlanner(str(folder)),
             process_group=world.control,
@@ -221,18 +221,24 @@ def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where:
             tensor.copy_(source[name])
 
 
-def is_own(value: Live, world: World) -> bool:
-    """Whether this rank writes a tensor: its own pieces, and on the first rank plain ones."""
-    return world.is_first or isinstance(value, TensorShard)
+def own_tensors(tensors: Tensors, world: World) -> Tensors:
+    """What this rank writes: its pieces, copies left out, and on the first rank plain tensors."""
+
+    def is_own(value: Live) -> bool:
+        return not value.is_copy if isinstance(value, TensorShard) else world.is_first
+
+    return {
+        group: {name: value for name, value in named.items() if is_own(value)}
+        for group, named in tensors.items()
+    }
 
 
-def _flat(tensors: Tensors, world: World) -> dict[str, Any]:
-    """This rank's own tensors by GROUP/NAME."""
+def _flat(tensors: Tensors) -> dict[str, Any]:
+    """Live tensors by GROUP/NAME."""
     return {
         f"{group}/{name}": value
         for group, named in tensors.items()
         for name, value in named.items()
-        if is_own(value, world)
     }
 
 
