@@ -30,8 +30,8 @@ from fastdlrm.parallel.workload import Floats, Workload
 
 MIN_COLUMNS = 8
 """Of a column_wise shard: a row of fewer is not worth its random access."""
-MAX_TRIALS = 20_000
-"""Placements tried by local moves: bounds their time."""
+MAX_TRIALS = 5_000
+"""Placements that a round of local moves tries: bounds its time."""
 MIN_GAIN = 1e-6
 """Relative; less is no better."""
 
@@ -53,13 +53,13 @@ class Score(NamedTuple):
 
     Attributes:
         excess_bytes: Of the fullest rank over its memory.
-        step_ns: Of the slowest rank.
-        mean_ns: Of all ranks.
+        cost_ns: Time.
+        tie_ns: Time that decides between equals.
     """
 
     excess_bytes: float
-    step_ns: float
-    mean_ns: float
+    cost_ns: float
+    tie_ns: float
 
     def beats(self, other: "Score") -> bool:
         """Whether it is smaller by more than rounding."""
@@ -70,6 +70,7 @@ class Score(NamedTuple):
 
 
 Placements = dict[str, Placement]
+Judge = Callable[[Floats], Score]
 
 
 def make_plan(workload: Workload, topology: Topology, world_size: int) -> ShardingPlan:
@@ -150,25 +151,26 @@ class _Search:
         self._rows = model.workload.num_embeddings
         self._cut_loads: dict[tuple[str, Sharding, int], Floats] = {}
         self._num_trials = 0
-        widths = {2**i for i in range(1, self._W.bit_length())} | {self._W}
-        self._widths = sorted(k for k in widths if 1 < k <= self._W)
+        within = min(self._W, model.topology.ranks_per_node)
+        widths = {2**i for i in range(1, within.bit_length())} | {self._W}
+        self._widths = sorted(k for k in widths if k > 1)
 
     def best(self) -> Placements:
-        """The best start, refined."""
+        """The best of the starts and of what local moves make of them."""
+        order = self._costly()
+        greedy = [self._greedy(order, judge) for judge in (self._even, self._outlook)]
+        starts = [*self._simple(), *self.roomy(), *greedy]
+        chosen = [self._least(starts, judge) for judge in (self._score, self._outlook)]
+        refined = [self._refine(self._refine(p, self._outlook), self._score) for p in chosen]
+        return self._least([chosen[0], *refined], self._score)
 
-        def spread(loads: Floats) -> Score:
-            # where little is placed yet the slowest rank alone says little: add what all would take
-            # if loads lay evenly
-            even = np.broadcast_to(loads.mean(0), loads.shape)
-            excess, step_ns, mean_ns = self._score(loads)
-            return Score(excess, step_ns + float(self.model.step_ns(even).max()), mean_ns)
-
-        starts = [*self._simple(), *self.roomy(), self._greedy(self._costly(), spread)]
-        best = starts[0]
-        for start in starts[1:]:
-            if self._score(self.loads(start)).beats(self._score(self.loads(best))):
-                best = start
-        return self._refine(dict(best))
+    def _least(self, found: list[Placements], judge: Judge) -> Placements:
+        """The first of the best."""
+        best = found[0]
+        for other in found[1:]:
+            if judge(self.loads(other)).beats(judge(self.loads(best))):
+                best = other
+        return best
 
     def roomy(self) -> list[Placements]:
         """Placements that leave the fullest rank the most room."""
@@ -220,34 +222,36 @@ class _Search:
 
         return sorted(self._rows, key=cost)
 
-    def _greedy(self, order: list[str], score: Callable[[Floats], Score]) -> Placements:
+    def _greedy(self, order: list[str], judge: Judge) -> Placements:
         """One table after the other where the score of those placed is least."""
         placements: Placements = {}
         loads = np.zeros((self._W, len(Load)))
         for name in order:
-            placements[name] = self._choose(loads, name, score)[1]
+            placements[name] = self._choose(loads, name, judge)[1]
             self._add(loads, name, placements[name])
         return placements
 
-    def _choose(
-        self, loads: Floats, name: str, score: Callable[[Floats], Score]
-    ) -> tuple[Score, Placement]:
+    def _choose(self, loads: Floats, name: str, judge: Judge) -> tuple[Score, Placement]:
         """The best placement of a table beside `loads`."""
         best: tuple[Score, Placement] | None = None
         for placement in self._candidates(loads, name):
             trial = loads.copy()
             self._add(trial, name, placement)
-            found = score(trial)
+            found = judge(trial)
             if best is None or found.beats(best[0]):
                 best = found, placement
         assert best is not None  # table_wise is always a candidate
         return best
 
     def _candidates(self, loads: Floats, name: str) -> Iterator[Placement]:
-        """Placements worth trying: on the ranks least busy with tables, and on the emptiest."""
+        """Placements worth trying: on the ranks least busy with tables, and on the emptiest where
+        memory may run out.
+        """
         busy = loads[:, Load.LOOKUP_NS] + loads[:, Load.UPDATE_NS]
         full = loads[:, Load.TABLE_BYTES] + loads[:, Load.STATE_BYTES]
-        orders = (np.lexsort((full, busy)).tolist(), np.lexsort((busy, full)).tolist())
+        orders = [np.lexsort((full, busy)).tolist()]
+        if 2 * full.max() > self.model.topology.memory_bytes:
+            orders.append(np.lexsort((busy, full)).tolist())
         seen = set()
         for order in orders:
             for placement in self._options(name, order):
@@ -267,14 +271,14 @@ class _Search:
         if self._W > 1:
             yield Placement("data_parallel")
 
-    def _refine(self, placements: Placements) -> Placements:
+    def _refine(self, placements: Placements, judge: Judge) -> Placements:
         """Move or swap tables of the ranks that hold all others up, while it helps."""
-        loads = self.loads(placements)
-        score, self._num_trials, is_better = self._score(loads), 0, True
+        placements, loads = dict(placements), self.loads(placements)
+        score, self._num_trials, is_better = judge(loads), 0, True
         while is_better:
             is_better = False
             for changes in (self._moves, self._swaps):
-                for found, change in changes(placements, loads):
+                for found, change in changes(placements, loads, judge):
                     if found.beats(score):
                         score, is_better = found, True
                         for name, placement in change.items():
@@ -285,7 +289,9 @@ class _Search:
                     break
         return placements
 
-    def _moves(self, placements: Placements, loads: Floats) -> Iterator[tuple[Score, Placements]]:
+    def _moves(
+        self, placements: Placements, loads: Floats, judge: Judge
+    ) -> Iterator[tuple[Score, Placements]]:
         """The best change of each table of a hot rank, with its score; both may change between."""
         hot, _ = self._hot_and_cold(loads)
         movable = [n for n, p in placements.items() if not p.ranks or hot & set(p.ranks)]
@@ -294,10 +300,12 @@ class _Search:
                 return
             without = loads.copy()
             self._add(without, name, placements[name], -1.0)
-            score, placement = self._choose(without, name, self._score)
+            score, placement = self._choose(without, name, judge)
             yield score, {name: placement}
 
-    def _swaps(self, placements: Placements, loads: Floats) -> Iterator[tuple[Score, Placements]]:
+    def _swaps(
+        self, placements: Placements, loads: Floats, judge: Judge
+    ) -> Iterator[tuple[Score, Placements]]:
         """Exchanges of a whole table of a hot rank and one of a cold rank."""
         hot, cold = self._hot_and_cold(loads)
         whole = {n: p.ranks[0] for n, p in placements.items() if p.sharding == "table_wise"}
@@ -313,14 +321,30 @@ class _Search:
             for changed, placement in change.items():
                 self._add(trial, changed, placements[changed], -1.0)
                 self._add(trial, changed, placement)
-            yield self._score(trial), change
+            yield judge(trial), change
 
     def _hot_and_cold(self, loads: Floats) -> tuple[set[int], set[int]]:
         """Ranks that are first, and last, in time, in memory held or in vectors sent."""
         kinds = (self.model.step_ns(loads), self.model.held_bytes(loads), loads[:, Load.COLUMNS])
         return {int(k.argmax()) for k in kinds}, {int(k.argmin()) for k in kinds}
 
+    def _even(self, loads: Floats) -> Score:
+        """All the time that the loads ask for if they lie evenly and nothing hides.
+
+        Where most tables are yet to be placed, the slowest rank does not tell which cut is cheap.
+        """
+        parts = self.model.parts_ns(np.broadcast_to(loads.mean(0), loads.shape))
+        asked_ns = sum(float(part[0]) for part in parts.values()) + float(parts["vectors"][0])
+        excess_bytes, step_ns, _ = self._score(loads)
+        return Score(excess_bytes, asked_ns, step_ns)
+
+    def _outlook(self, loads: Floats) -> Score:
+        """A step and what it asks for: where many ranks tie for the slowest, moves still count."""
+        excess_bytes, asked_ns, step_ns = self._even(loads)
+        return Score(excess_bytes, step_ns + asked_ns, step_ns)
+
     def _score(self, loads: Floats) -> Score:
+        """A step: of the slowest rank, then of all."""
         self._num_trials += 1
         step = self.model.step_ns(loads)
         excess = self.model.held_bytes(loads).max() - self.model.topology.memory_bytes
