@@ -253,10 +253,12 @@ def _errors(where: str, remedy: str, world: World) -> Iterator[None]:
         yield
     except CheckpointException as problem:
         rank, (cause, _) = min(problem.failures.items())
-        if not isinstance(cause, (OSError, SafetensorError)):
-            raise cause from problem
-        said = getattr(cause, "strerror", None) or cause
-        of_rank = f"rank {rank}: " if world.size > 1 else ""
-        raise CheckpointError(f"{where}: {of_rank}{said}; {remedy}") from problem
+        if isinstance(cause, (OSError, SafetensorError)):
+            said = getattr(cause, "strerror", None) or cause
+            of_rank = f"rank {rank}: " if world.size > 1 else ""
+            cause = CheckpointError(f"{where}: {of_rank}{said}; {remedy}")
+        if isinstance(cause, CheckpointError):
+            cause = world.of_rank(rank, cause)
+        raise cause from problem
     except RuntimeError as problem:  # of the ranks' talk
         raise CheckpointError(f"{where}: a rank is gone: {problem}; {remedy}") from problem

@@ -86,6 +86,9 @@ def memory_plan(
     ]
     if is_gpu:
         items.append(MemoryItem("batches", "GPU", BATCHES_ON_GPU * batch))
+    if train.checkpoint_in_background:
+        copied = sum(item.num_bytes for item in items[:3])
+        items.append(MemoryItem("copy for a checkpoint", "host", copied))
     return items
 
 
@@ -106,7 +109,11 @@ def require_memory(items: Sequence[MemoryItem], device: torch.device) -> None:
                 f"train: {_gib(needed)} of memory on the {place} are needed ({parts}), "
                 f"{_gib(available)} are free; lower model.embedding_dim or prepare with fewer rows "
                 "(max_rows, min_count), set train.table_dtype = 'bf16'"
-                + (", train.table_placement = 'host'" if place == "GPU" else "")
+                + (
+                    ", train.table_placement = 'host'"
+                    if place == "GPU"
+                    else ", train.checkpoint_in_background = false"
+                )
                 + " or a smaller train.global_batch_size"
             )
 

@@ -5,7 +5,7 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from fastdlrm.checkpoint import store
+from fastdlrm.checkpoint.planner import Live
+from fastdlrm.checkpoint.saver import Saver
 from fastdlrm.config import to_tree
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
 from fastdlrm.parallel.plan import ShardingPlan
+from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
@@ -153,6 +156,11 @@ class Trainer:
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
+        self._saver = (
+            Saver(run.checkpoints, self._config.keep_checkpoints, self._world)
+            if self._config.checkpoint_in_background
+            else None
+        )
         self._restore()
         self._records = Records(run.folder, self._state.step) if self._world.is_first else None
 
@@ -193,6 +201,8 @@ class Trainer:
                 if self._is_done() and self._state.window_steps:
                     self._record_training()
                 self._save()
+                if self._saver is not None:
+                    self._saver.wait()
             finally:
                 if self._records is not None:
                     self._records.close()
@@ -329,48 +339,75 @@ class Trainer:
         state = msgspec.to_builtins(self._state)
         if state == self._saved:
             return
-        root = self.run.checkpoints
-        store.save(root, self._state.step, self._tensors(), state, to_tree(self.run.recipe))
-        store.prune(root, self._config.keep_checkpoints, self._state.best_step)
+        best, saved = self._state.best_step, (self._state.step, self._tensors(), state)
+        if self._saver is not None:
+            self._saver.save(*saved, to_tree(self.run.recipe), best=best)
+        else:
+            root = self.run.checkpoints
+            store.save(root, *saved, to_tree(self.run.recipe), world=self._world)
+            if self._world.is_first:
+                store.prune(root, self._config.keep_checkpoints, best)
         self._saved = state
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+    def _tensors(self) -> dict[str, dict[str, Live]]:
         """All tensors a step depends on, by group."""
+        random = {f"random.{name}": self._of_ranks(x) for name, x in self._random_state().items()}
+        loop = {"window_loss": self._of_ranks(self._window_loss), **random}
+        return {**self._learned(), "loop": loop}
+
+    def _learned(self) -> dict[str, dict[str, Live]]:
+        """Live tensors of the model and its optimizers, by group."""
+        return {
+            "model": {**self._step.model.state_tensors()},
+            "sparse_optimizer": {**self._step.sparse_optimizer.state_tensors()},
+            "dense_optimizer": {**self._step.dense_optimizer.state_tensors()},
+        }
+
+    def _random_state(self) -> dict[str, Tensor]:
+        """State of this rank's generators, by device."""
         random = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self._device)
-        return {
-            "model": self._step.model.state_tensors(),
-            "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
-            "dense_optimizer": self._step.dense_optimizer.state_tensors(),
-            "loop": {
-                "window_loss": self._window_loss,
-                **{f"random.{k}": v for k, v in random.items()},
-            },
-        }
+        return random
+
+    def _of_ranks(self, own: Tensor) -> Live:
+        """What each rank has of its own, as a row of a tensor of all; of a single rank as it is."""
+        rank, size = self._world.rank, self._world.size
+        return own if size == 1 else TensorShard(own.view(1, -1), (size, own.numel()), (rank, 0))
 
     def _restore(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
+        """Continue from the last checkpoint, if there is one, of any number of ranks."""
         steps = store.steps(self.run.checkpoints)
         if not steps:
             return
         folder = store.folder_of(self.run.checkpoints, steps[-1])
-        checkpoint = store.load(folder)
-        groups = checkpoint.tensors
-        where = str(folder)
-        store.copy_into(self._step.model.state_tensors(), groups["model"], f"{where}/model")
-        self._step.sparse_optimizer.load_state_tensors(groups["sparse_optimizer"])
-        self._step.dense_optimizer.load_state_tensors(groups["dense_optimizer"])
+        store.load_into(folder, self._learned(), world=self._world)
         self._step.dense_optimizer.refresh()
-        self._window_loss.copy_(groups["loop"]["window_loss"])
-        torch.set_rng_state(groups["loop"]["random.cpu"])
-        if self._device.type == "cuda" and "random.cuda" in groups["loop"]:
-            torch.cuda.set_rng_state(groups["loop"]["random.cuda"], self._device)
+        checkpoint = self._world.on_each(lambda: store.load(folder, groups=("loop",)))
+        loop = checkpoint.tensors["loop"]
+        losses = loop["window_loss"].view(-1)
+        if len(losses) == self._world.size:
+            self._window_loss.copy_(losses[self._world.rank])
+        elif self._world.is_first:
+            self._window_loss.copy_(losses.sum())
+        self._restore_random(loop)
         try:
             self._state = msgspec.convert(checkpoint.state, type=LoopState)
         except msgspec.ValidationError as problem:
-            raise CheckpointError(f"{where}: its state is damaged: {problem}") from problem
+            raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
         self._on_message(f"resumed at step {self._state.step} from {folder}")
+
+    def _restore_random(self, loop: Mapping[str, Tensor]) -> None:
+        """Take up the generators where they were, unless the number of ranks is another."""
+        for name, now in self._random_state().items():
+            states = loop.get(f"random.{name}", now[:0]).view(-1, len(now))
+            if len(states) != self._world.size:
+                continue
+            own = states[self._world.rank].clone()  # of a view torch reads memory of its whole
+            if name == "cpu":
+                torch.set_rng_state(own)
+            else:
+                torch.cuda.set_rng_state(own, self._device)
 
 
 class _Clock:
