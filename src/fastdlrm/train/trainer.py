@@ -204,6 +204,7 @@ class Trainer:
                 if self._saver is not None:
                     self._saver.wait()
             finally:
+                self._step.close()
                 if self._records is not None:
                     self._records.close()
         return TrainResult(
