@@ -1,6 +1,7 @@
 """A run of several ranks goes on from its checkpoint, on as many ranks or on others."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.parallel.plan import ShardingPlan, column_wise, data_parallel, row_wise, table_wise
 from fastdlrm.parallel.world import World
+from fastdlrm.train import matmul
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import sharding_plan
 from fastdlrm.train.trainer import Progress, Trainer
@@ -80,6 +82,8 @@ def test_as_many_ranks_take_the_very_steps(
     ranks: Ranks, data: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     ranks.run(_train, 2, tmp_path / "whole", data, None, 0, *settings)
+    Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS, *settings), Dataset.open(data))
+    shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "parts")  # it is chosen by timing
     ranks.run(_train, 2, tmp_path / "parts", data, 16, 0, *settings)
     ranks.run(_train, 2, tmp_path / "parts", data, None, 0, *settings)
     (found, lines), (expected, expected_lines) = (

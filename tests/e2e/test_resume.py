@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
+from fastdlrm.train import matmul
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
 from tests.builders import ROOT, tiny_dataset, tiny_recipe
@@ -56,6 +58,13 @@ def dataset(tmp_path_factory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 4000)
 
 
+def _like(whole: Path, folder: Path, dataset: Dataset, *settings: str) -> Path:
+    """A run that is yet to begin, and will compute as another does: that choice is by timing."""
+    Run.create(folder, tiny_recipe(*settings), dataset)
+    shutil.copy(whole / matmul.FILE, folder)
+    return folder
+
+
 def _finish(folder: Path, dataset: Dataset, *settings: str) -> Path:
     result = Trainer(Run.resume(folder, tiny_recipe(*settings), dataset), dataset).train()
     assert result.is_finished
@@ -83,7 +92,7 @@ def test_five_kills_change_nothing(dataset, tmp_path):
     print(f"seed {seed}")
     draw = random.Random(seed)
     whole = _finish(tmp_path / "whole", dataset, *SETTINGS)
-    killed = tmp_path / "killed"
+    killed = _like(whole, tmp_path / "killed", dataset, *SETTINGS)
     for step in sorted(draw.sample(range(1, 290), 5)):
         arguments = [dataset.folder, killed, step, draw.uniform(0, 0.02), *SETTINGS]
         done = subprocess.run(
@@ -96,13 +105,13 @@ def test_five_kills_change_nothing(dataset, tmp_path):
 
 def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(dataset, tmp_path):
     whole = _finish(tmp_path / "whole", dataset, *SETTINGS)
-    recipe, folder = tiny_recipe(*SETTINGS), tmp_path / "stopped"
+    folder = _like(whole, tmp_path / "stopped", dataset, *SETTINGS)
 
     def interrupt(progress):
         if progress.step == 100:
             signal.raise_signal(signal.SIGTERM)
 
-    result = Trainer(Run.create(folder, recipe, dataset), dataset, interrupt).train()
+    result = Trainer(Run.open(folder), dataset, interrupt).train()
     assert (result.step, result.is_finished) == (100, False)
     assert store.steps(folder / "checkpoints")[-1] == 100
     _finish(folder, dataset, *SETTINGS)
@@ -116,7 +125,8 @@ def test_resume_from_a_later_epoch_goes_on(dataset, tmp_path):
         "train.schedule={name='polynomial', warmup_steps=20, decay_start_step=20, decay_steps=200}",
     )
     whole = _finish(tmp_path / "whole", dataset, *settings, "train.num_epochs=4")
-    part = _finish(tmp_path / "part", dataset, *settings, "train.num_epochs=2")
+    part = _like(whole, tmp_path / "part", dataset, *settings, "train.num_epochs=2")
+    _finish(part, dataset, *settings, "train.num_epochs=2")
     per_epoch = -(-dataset.manifest.splits["train"].num_rows // 64)
     assert store.steps(part / "checkpoints")[-1] == 2 * per_epoch
     _finish(part, dataset, *settings, "train.num_epochs=4")
