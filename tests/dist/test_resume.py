@@ -10,7 +10,16 @@ import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
-from fastdlrm.parallel.plan import ShardingPlan, column_wise, data_parallel, row_wise, table_wise
+from fastdlrm.model.build import table_sizes
+from fastdlrm.parallel.plan import (
+    ShardingPlan,
+    TablePlan,
+    column_wise,
+    data_parallel,
+    row_wise,
+    table_wise,
+    write_plan,
+)
 from fastdlrm.parallel.world import World
 from fastdlrm.train import matmul
 from fastdlrm.train.run import Run
@@ -35,22 +44,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 3000).folder
 
 
-def _mixed(plan: ShardingPlan, shift: int) -> ShardingPlan:
+def _mixed(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     """Tables in turn under every sharding."""
-    ranks, D = list(range(plan.world_size)), plan.embedding_dim
-    tables = {}
-    for k, (name, num_rows) in enumerate(plan.num_embeddings.items()):
-        tables[name] = (
-            lambda n=num_rows: row_wise(n, D, ranks),
-            lambda n=num_rows: column_wise(n, D, ranks),
-            lambda n=num_rows, k=k: table_wise(n, D, ranks[k % len(ranks)]),
+    recipe, encoding = tiny_recipe(), dataset.manifest.encoding
+    sizes, D = table_sizes(dataset.schema, encoding), recipe.model.embedding_dim
+    ranks = list(range(num_ranks))
+
+    def table(k: int, num_rows: int) -> TablePlan:
+        kinds = (
+            lambda: row_wise(num_rows, D, ranks),
+            lambda: column_wise(num_rows, D, ranks),
+            lambda: table_wise(num_rows, D, k % num_ranks),
             data_parallel,
-        )[(k + shift) % 4]()
+        )
+        return kinds[(k + shift) % 4]()
+
+    tables = {name: table(k, num_rows) for k, (name, num_rows) in enumerate(sizes.items())}
     return ShardingPlan(
-        world_size=plan.world_size,
-        embedding_dim=D,
-        num_embeddings=plan.num_embeddings,
-        tables=tables,
+        world_size=num_ranks, embedding_dim=D, num_embeddings=sizes, tables=tables
     )
 
 
@@ -63,8 +74,11 @@ def _train(folder: Path, data: Path, stop: int | None, shift: int, *settings: st
             signal.raise_signal(signal.SIGTERM)
 
     with World.of_environment() as world:
-        plan = sharding_plan(recipe, dataset.schema, dataset.manifest.encoding, world)
-        plan = None if plan is None else _mixed(plan, shift)
+        path = None
+        if world.size > 1:
+            path = folder.with_name("plan.json")
+            world.on_first(lambda: write_plan(path, _mixed(dataset, world.size, shift)))
+        plan = sharding_plan(recipe, dataset.schema, dataset.manifest.encoding, world, path)
         make = Run.resume if (folder / "manifest.json").exists() else Run.create
         run = world.on_first(lambda: make(folder, recipe, dataset))
         result = Trainer(run, dataset, interrupt, world=world, plan=plan).train()
@@ -77,15 +91,12 @@ def _outcome(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[obj
     return tensors, [{**json.loads(line), "timing": None} for line in lines]
 
 
-@pytest.mark.parametrize("settings", [(), ("train.checkpoint_in_background=false",)])
-def test_as_many_ranks_take_the_very_steps(
-    ranks: Ranks, data: Path, tmp_path: Path, settings: tuple[str, ...]
-) -> None:
-    ranks.run(_train, 2, tmp_path / "whole", data, None, 0, *settings)
-    Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS, *settings), Dataset.open(data))
+def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: Path) -> None:
+    ranks.run(_train, 2, tmp_path / "whole", data, None, 0)
+    Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS), Dataset.open(data))
     shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "parts")  # it is chosen by timing
-    ranks.run(_train, 2, tmp_path / "parts", data, 16, 0, *settings)
-    ranks.run(_train, 2, tmp_path / "parts", data, None, 0, *settings)
+    ranks.run(_train, 2, tmp_path / "parts", data, 16, 0)
+    ranks.run(_train, 2, tmp_path / "parts", data, None, 0)
     (found, lines), (expected, expected_lines) = (
         _outcome(tmp_path / name) for name in ("parts", "whole")
     )

@@ -34,6 +34,7 @@ DRIVER = """
 import os, signal, sys, threading
 from pathlib import Path
 from fastdlrm.data.dataset import Dataset
+from fastdlrm.train import matmul
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_recipe
@@ -58,17 +59,18 @@ def dataset(tmp_path_factory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 4000)
 
 
-def _like(whole: Path, folder: Path, dataset: Dataset, *settings: str) -> Path:
-    """A run that is yet to begin, and will compute as another does: that choice is by timing."""
-    Run.create(folder, tiny_recipe(*settings), dataset)
-    shutil.copy(whole / matmul.FILE, folder)
-    return folder
-
-
 def _finish(folder: Path, dataset: Dataset, *settings: str) -> Path:
     result = Trainer(Run.resume(folder, tiny_recipe(*settings), dataset), dataset).train()
     assert result.is_finished
     return folder
+
+
+def _begin(folder: Path, like: Path, dataset: Dataset, *settings: str) -> Run:
+    """A run that computes as another does: how fast each way of products is, is measured anew."""
+    run = Run.create(folder, tiny_recipe(*settings), dataset)
+    if (like / matmul.FILE).is_file():
+        shutil.copyfile(like / matmul.FILE, folder / matmul.FILE)
+    return run
 
 
 def _outcome(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[dict[str, object]]]:
@@ -92,7 +94,8 @@ def test_five_kills_change_nothing(dataset, tmp_path):
     print(f"seed {seed}")
     draw = random.Random(seed)
     whole = _finish(tmp_path / "whole", dataset, *SETTINGS)
-    killed = _like(whole, tmp_path / "killed", dataset, *SETTINGS)
+    killed = tmp_path / "killed"
+    _begin(killed, whole, dataset, *SETTINGS)
     for step in sorted(draw.sample(range(1, 290), 5)):
         arguments = [dataset.folder, killed, step, draw.uniform(0, 0.02), *SETTINGS]
         done = subprocess.run(
@@ -105,13 +108,14 @@ def test_five_kills_change_nothing(dataset, tmp_path):
 
 def test_sigterm_finishes_the_step_and_leaves_a_checkpoint(dataset, tmp_path):
     whole = _finish(tmp_path / "whole", dataset, *SETTINGS)
-    folder = _like(whole, tmp_path / "stopped", dataset, *SETTINGS)
+    folder = tmp_path / "stopped"
+    run = _begin(folder, whole, dataset, *SETTINGS)
 
     def interrupt(progress):
         if progress.step == 100:
             signal.raise_signal(signal.SIGTERM)
 
-    result = Trainer(Run.open(folder), dataset, interrupt).train()
+    result = Trainer(run, dataset, interrupt).train()
     assert (result.step, result.is_finished) == (100, False)
     assert store.steps(folder / "checkpoints")[-1] == 100
     _finish(folder, dataset, *SETTINGS)
@@ -125,8 +129,8 @@ def test_resume_from_a_later_epoch_goes_on(dataset, tmp_path):
         "train.schedule={name='polynomial', warmup_steps=20, decay_start_step=20, decay_steps=200}",
     )
     whole = _finish(tmp_path / "whole", dataset, *settings, "train.num_epochs=4")
-    part = _like(whole, tmp_path / "part", dataset, *settings, "train.num_epochs=2")
-    _finish(part, dataset, *settings, "train.num_epochs=2")
+    _begin(tmp_path / "part", whole, dataset, *settings, "train.num_epochs=2")
+    part = _finish(tmp_path / "part", dataset, *settings, "train.num_epochs=2")
     per_epoch = -(-dataset.manifest.splits["train"].num_rows // 64)
     assert store.steps(part / "checkpoints")[-1] == 2 * per_epoch
     _finish(part, dataset, *settings, "train.num_epochs=4")

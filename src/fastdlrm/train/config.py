@@ -116,9 +116,6 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Evaluations without a new best before training stops; 0: never."""
     checkpoint_every_steps: int = 0
     """Steps between checkpoints; 0: only at evaluations and at the end."""
-    checkpoint_in_background: bool = True
-    """Write a checkpoint while the training goes on; takes host memory for a copy of the tables and
-    the optimizers."""
     keep_checkpoints: int = 2
     """Last checkpoints kept, the best one apart."""
     log_every_steps: int = 100

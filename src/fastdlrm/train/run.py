@@ -49,7 +49,6 @@ MAY_CHANGE = {
     "max_steps",
     "early_stop_patience",
     "checkpoint_every_steps",
-    "checkpoint_in_background",
     "keep_checkpoints",
     "device",
 }

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fastdlrm.checkpoint import store
-from fastdlrm.checkpoint.planner import Live
 from fastdlrm.checkpoint.saver import Saver
 from fastdlrm.config import to_tree
 from fastdlrm.data.dataset import Dataset
@@ -23,7 +22,7 @@ from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
 from fastdlrm.parallel.plan import ShardingPlan
 from fastdlrm.parallel.tensor_shard import TensorShard
-from fastdlrm.parallel.world import World
+from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
@@ -35,6 +34,11 @@ from fastdlrm.train.schedule import learning_rate
 from fastdlrm.train.sharding import sharded_tables
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
+
+RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
+    "cpu": torch.set_rng_state,
+    "cuda": torch.cuda.set_rng_state,
+}
 
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
@@ -120,7 +124,7 @@ class Trainer:
         plan: ShardingPlan | None = None,
     ) -> None:
         self.run = run
-        self._world = world or World()
+        self._world = world or ALONE
         if not self._world.is_first:
             on_progress, on_message = (lambda progress: None), (lambda message: None)
         self._config = run.recipe.train
@@ -156,11 +160,9 @@ class Trainer:
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
-        self._saver = (
-            Saver(run.checkpoints, self._config.keep_checkpoints, self._world)
-            if self._config.checkpoint_in_background
-            else None
-        )
+        self._saver = None
+        if self._world.size > 1 or self._device.type == "cuda":
+            self._saver = Saver(run.checkpoints, self._config.keep_checkpoints, self._world)
         self._restore()
         self._records = Records(run.folder, self._state.step) if self._world.is_first else None
 
@@ -336,79 +338,74 @@ class Trainer:
         return self._state.step >= self.total_steps or self._is_out_of_patience()
 
     def _save(self) -> None:
-        """Write a checkpoint of this state, unless it is written already; delete old ones."""
+        """Write a checkpoint of this state, unless it is written already; delete old ones.
+
+        A single process that computes on the CPU writes at once; else a copy is written while
+        training goes on.
+        """
         state = msgspec.to_builtins(self._state)
         if state == self._saved:
             return
-        best, saved = self._state.best_step, (self._state.step, self._tensors(), state)
-        if self._saver is not None:
-            self._saver.save(*saved, to_tree(self.run.recipe), best=best)
+        config, tensors = to_tree(self.run.recipe), self._tensors()
+        tensors["loop"] = self._loop_tensors()
+        step, best = self._state.step, self._state.best_step
+        if self._saver is None:
+            store.save(self.run.checkpoints, step, tensors, state, config)
+            store.prune(self.run.checkpoints, self._config.keep_checkpoints, best)
         else:
-            root = self.run.checkpoints
-            store.save(root, *saved, to_tree(self.run.recipe), world=self._world)
-            if self._world.is_first:
-                store.prune(root, self._config.keep_checkpoints, best)
+            self._saver.save(step, tensors, state, config, best=best)
         self._saved = state
 
-    def _tensors(self) -> dict[str, dict[str, Live]]:
-        """All tensors a step depends on, by group."""
-        random = {f"random.{name}": self._of_ranks(x) for name, x in self._random_state().items()}
-        loop = {"window_loss": self._of_ranks(self._window_loss), **random}
-        return {**self._learned(), "loop": loop}
-
-    def _learned(self) -> dict[str, dict[str, Live]]:
-        """Live tensors of the model and its optimizers, by group."""
+    def _tensors(self) -> dict[str, Mapping[str, Tensor | TensorShard]]:
+        """All live tensors of this rank that a step depends on, by group."""
         return {
-            "model": {**self._step.model.state_tensors()},
-            "sparse_optimizer": {**self._step.sparse_optimizer.state_tensors()},
-            "dense_optimizer": {**self._step.dense_optimizer.state_tensors()},
+            "model": self._step.model.state_tensors(),
+            "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
+            "dense_optimizer": self._step.dense_optimizer.state_tensors(),
         }
 
-    def _random_state(self) -> dict[str, Tensor]:
-        """State of this rank's generators, by device."""
-        random = {"cpu": torch.get_rng_state()}
+    def _loop_tensors(self) -> dict[str, Tensor]:
+        """The loss since the last record, and every rank's random state."""
+        loss = self._window_loss.clone()
+        self._world.all_reduce(loss).wait()
+        states = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self._device)
-        return random
-
-    def _of_ranks(self, own: Tensor) -> Live:
-        """What each rank has of its own, as a row of a tensor of all; of a single rank as it is."""
-        rank, size = self._world.rank, self._world.size
-        return own if size == 1 else TensorShard(own.view(1, -1), (size, own.numel()), (rank, 0))
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        of_ranks = self._world.collect(states)
+        random = {
+            _random_name(kind, rank): state
+            for rank, of_rank in enumerate(of_ranks)
+            for kind, state in of_rank.items()
+        }
+        return {"window_loss": loss, **random}
 
     def _restore(self) -> None:
-        """Continue from the last checkpoint, if there is one, of any number of ranks."""
-        steps = store.steps(self.run.checkpoints)
+        """Continue from the last checkpoint, if there is one; of any number of ranks."""
+        steps = self._world.on_first(lambda: store.steps(self.run.checkpoints))
         if not steps:
             return
         folder = store.folder_of(self.run.checkpoints, steps[-1])
-        store.load_into(folder, self._learned(), world=self._world)
+        store.load_into(folder, self._tensors(), world=self._world)
         self._step.dense_optimizer.refresh()
-        checkpoint = self._world.on_each(lambda: store.load(folder, groups=("loop",)))
+        checkpoint = store.load(folder, ("loop",))
         loop = checkpoint.tensors["loop"]
-        losses = loop["window_loss"].view(-1)
-        if len(losses) == self._world.size:
-            self._window_loss.copy_(losses[self._world.rank])
-        elif self._world.is_first:
-            self._window_loss.copy_(losses.sum())
-        self._restore_random(loop)
+        if self._world.is_first:
+            self._window_loss.copy_(loop["window_loss"])
+        for kind, restore in RANDOM_STATES.items():
+            name = _random_name(kind, self._world.rank)
+            if name in loop and (kind == "cpu" or self._device.type == "cuda"):
+                restore(loop[name])
         try:
             self._state = msgspec.convert(checkpoint.state, type=LoopState)
         except msgspec.ValidationError as problem:
             raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
+        self._saved = checkpoint.state
         self._on_message(f"resumed at step {self._state.step} from {folder}")
 
-    def _restore_random(self, loop: Mapping[str, Tensor]) -> None:
-        """Take up the generators where they were, unless the number of ranks is another."""
-        for name, now in self._random_state().items():
-            states = loop.get(f"random.{name}", now[:0]).view(-1, len(now))
-            if len(states) != self._world.size:
-                continue
-            own = states[self._world.rank].clone()  # of a view torch reads memory of its whole
-            if name == "cpu":
-                torch.set_rng_state(own)
-            else:
-                torch.cuda.set_rng_state(own, self._device)
+
+def _random_name(kind: str, rank: int) -> str:
+    """Of a rank's random state in a checkpoint."""
+    return f"random.{kind}" + (f".{rank}" if rank else "")
 
 
 class _Clock:

@@ -51,14 +51,6 @@ def test_placement_moves_the_tables(dataset: Dataset) -> None:
     assert "tables host" in plan(dataset, "train.table_placement='host'", device=gpu)
 
 
-def test_a_checkpoint_is_copied_where_it_is_written_in_the_background(dataset: Dataset) -> None:
-    found = plan(dataset)
-    copied = ("tables host", "tables' optimizer host", "MLPs and their optimizer host")
-    assert found["copy for a checkpoint host"] == sum(found[name] for name in copied)
-    without = plan(dataset, "train.checkpoint_in_background=false")
-    assert "copy for a checkpoint host" not in without
-
-
 def test_activations_grow_with_the_batch(dataset: Dataset) -> None:
     small = plan(dataset, "train.global_batch_size=64")
     large = plan(dataset, "train.global_batch_size=128")
