@@ -23,7 +23,7 @@ from fastdlrm.parallel.plan import (
 from fastdlrm.parallel.world import World
 from fastdlrm.train import matmul
 from fastdlrm.train.run import Run
-from fastdlrm.train.sharding import sharding_plan
+from fastdlrm.train.sharding import shard
 from fastdlrm.train.trainer import Progress, Trainer
 from tests.builders import tiny_dataset, tiny_recipe
 from tests.dist.ranks import Ranks
@@ -78,10 +78,10 @@ def _train(folder: Path, data: Path, stop: int | None, shift: int, *settings: st
         if world.size > 1:
             path = folder.with_name("plan.json")
             world.on_first(lambda: write_plan(path, _mixed(dataset, world.size, shift)))
-        plan = sharding_plan(recipe, dataset.schema, dataset.manifest.encoding, world, path)
+        sharding = shard(recipe, dataset, world, torch.device("cpu"), path)
         make = Run.resume if (folder / "manifest.json").exists() else Run.create
         run = world.on_first(lambda: make(folder, recipe, dataset))
-        result = Trainer(run, dataset, interrupt, world=world, plan=plan).train()
+        result = Trainer(run, dataset, interrupt, world=world, sharding=sharding).train()
     assert (result.step, result.is_finished) == ((stop, False) if stop else (30, True))
 
 
