@@ -48,8 +48,9 @@ def dense_splits(
         The edges between the bars of the histograms, and the splits' statistics.
     """
     train = columns["train"]
-    edges = _bar_edges(*quantiles_of(train, _SHOWN))
-    deciles = np.unique(np.array(quantiles_of(train, _DECILES), dtype=np.float32))
+    low, high, *found_deciles = quantiles_of(train, (*_SHOWN, *_DECILES))
+    edges = _bar_edges(low, high)
+    deciles = np.unique(np.array(found_deciles, dtype=np.float32))
     train_bins = counts_between(train, deciles)
     found = {}
     for name, column in columns.items():

@@ -7,13 +7,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdlrm.contracts.schema import MISSING, OUT_OF_VOCABULARY
 from fastdlrm.data.lookups import Counts, most_frequent
 
 BinCounts = NDArray[np.integer[Any]]
 
 NUM_FREQUENT = 98
-"""The rows of a table that have a bin of their own; the others share one, the reserved aside."""
+"""The most values of a table that have a bin of their own; the others share one."""
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +49,16 @@ def drift(train: BinCounts, other: BinCounts) -> Drift | None:
     )
 
 
-def id_bins(train: Counts) -> NDArray[np.int64]:
-    """The rows of a table that have a bin each in `binned`: row 0, row 1, train's most frequent.
+def id_bins(train: Counts, first_id: int) -> NDArray[np.int64]:
+    """The rows of a table that have a bin each in `binned`: the reserved, train's most frequent.
 
     Ids by the thousand with a lookup or two each differ from split to split by chance alone.
 
     Args:
         train: Lookups of each row, shape (rows,).
+        first_id: The first row that stands for a value; those before are reserved.
     """
-    return np.concatenate([[OUT_OF_VOCABULARY, MISSING], most_frequent(train, NUM_FREQUENT)])
+    return np.concatenate([np.arange(first_id), most_frequent(train, NUM_FREQUENT, first_id)])
 
 
 def binned(counts: Counts, rows: NDArray[np.int64]) -> BinCounts:

@@ -9,7 +9,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from fastdlrm.contracts.schema import FIRST_ID
 from fastdlrm.errors import DataError
 
 Counts = NDArray[np.unsignedinteger[Any]]
@@ -124,12 +123,12 @@ def row_counts(name: str, column: Sequence[NDArray[Any]], num_embeddings: int) -
     return counts
 
 
-def most_frequent(counts: Counts, num_rows: int) -> NDArray[np.int64]:
+def most_frequent(counts: Counts, num_rows: int, first_id: int) -> NDArray[np.int64]:
     """The rows of values that are looked up most, at most `num_rows` of them and none never.
 
-    Most frequent first, ties by row; the reserved rows stand aside.
+    Most frequent first, ties by row; the reserved rows, those before `first_id`, stand aside.
     """
-    values = counts[FIRST_ID:]
+    values = counts[first_id:]
     num_rows = min(num_rows, len(values))
     if not num_rows:
         return np.empty(0, dtype=np.int64)
@@ -137,7 +136,7 @@ def most_frequent(counts: Counts, num_rows: int) -> NDArray[np.int64]:
     above = np.flatnonzero(values > least)
     level = np.flatnonzero(values == least)[: num_rows - len(above)]
     rows = np.concatenate([above, level])
-    return FIRST_ID + rows[np.argsort(-values[rows].astype(np.int64), kind="stable")]
+    return first_id + rows[np.argsort(-values[rows].astype(np.int64), kind="stable")]
 
 
 @njit(cache=True, nogil=True)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import TableEncoding
-from fastdlrm.contracts.schema import FIRST_ID, MISSING, OUT_OF_VOCABULARY, SparseFeature
+from fastdlrm.contracts.schema import FIRST_ID, MISSING, SparseFeature
 from fastdlrm.data.distribution import Distribution, distribution
 from fastdlrm.data.drift import Drift, binned, drift, id_bins
 from fastdlrm.data.lookups import Counts, Spectrum, most_frequent, row_counts
@@ -78,6 +78,7 @@ class TableScan:
     def __init__(self, folder: Path, encoding: TableEncoding) -> None:
         self._folder = folder
         self._encoding = encoding
+        self._first_id = FIRST_ID
         self._train: Counts = np.zeros(encoding.num_embeddings, dtype=np.uint64)
 
     def look_at(
@@ -89,20 +90,21 @@ class TableScan:
             DataError: An id is no row of the table, or the vocabulary cannot be read.
         """
         train = self._counts(feature, splits["train"])
-        bins = id_bins(train)
-        top = most_frequent(train, NUM_TOP)
+        bins = id_bins(train, self._first_id)
+        top = most_frequent(train, NUM_TOP, self._first_id)
         found: dict[str, SparseSplit] = {}
         shares: dict[str, NDArray[np.float64]] = {}
         for name, rows in splits.items():
-            counts = train if name == "train" else self._counts(feature, rows)
-            shares[name] = counts[top] / max(1, int(counts.sum(dtype=np.int64)))
             is_train = name == "train"
+            counts = train if is_train else self._counts(feature, rows)
+            shares[name] = counts[top] / max(1, int(counts.sum(dtype=np.int64)))
             found[name] = _summed(
                 feature,
                 rows,
                 counts,
+                self._first_id,
                 drift=None if is_train else drift(binned(train, bins), binned(counts, bins)),
-                unseen_share=None if is_train else _unseen(train, counts),
+                unseen_share=None if is_train else _unseen(train, counts, self._first_id),
             )
         self._train += train
         return found, self._top(top, shares)
@@ -120,7 +122,7 @@ class TableScan:
     ) -> tuple[TopId, ...]:
         values: list[str | None] = [None] * len(ids)
         if self._encoding.vocabulary:
-            values = list(read_values(self._folder, self._encoding, ids - FIRST_ID))
+            values = list(read_values(self._folder, self._encoding, ids - self._first_id))
         return tuple(
             TopId(
                 id=int(i),
@@ -135,14 +137,16 @@ def _summed(
     feature: SparseFeature,
     rows: Sequence[pa.RecordBatch],
     counts: Counts,
+    first_id: int,
     *,
     drift: Drift | None,
     unseen_share: float | None,
 ) -> SparseSplit:
     num_ids = int(counts.sum(dtype=np.int64))
-    num_present = num_ids - int(counts[MISSING])
+    reserved = counts[:first_id].tolist()
+    num_unknown, num_missing = reserved if reserved else (0, 0)
+    num_present = num_ids - num_missing
     num_rows = sum(part.num_rows for part in rows)
-    num_missing = int(counts[MISSING])
     lengths = weights = None
     if feature.bag:
         bag_counts = _bag_counts([part.column(feature.name) for part in rows])
@@ -152,8 +156,8 @@ def _summed(
         weights = distribution(column)
     return SparseSplit(
         num_ids=num_ids,
-        num_distinct=int(np.count_nonzero(counts[FIRST_ID:])),
-        out_of_vocabulary_share=int(counts[OUT_OF_VOCABULARY]) / max(1, num_present),
+        num_distinct=int(np.count_nonzero(counts[first_id:])),
+        out_of_vocabulary_share=num_unknown / max(1, num_present),
         missing_share=num_missing / num_rows,
         lengths=lengths,
         weights=weights,
@@ -162,13 +166,13 @@ def _summed(
     )
 
 
-def _unseen(train: Counts, other: Counts) -> float:
+def _unseen(train: Counts, other: Counts, first_id: int) -> float:
     """The share of ids, missing ones aside, whose row has no lookup in train."""
-    num_present = int(other.sum(dtype=np.int64)) - int(other[MISSING])
-    num_unseen = int(other.sum(dtype=np.int64, where=train == 0))
-    if not train[MISSING]:
-        num_unseen -= int(other[MISSING])
-    return num_unseen / max(1, num_present)
+    num_ids, is_unseen = int(other.sum(dtype=np.int64)), train == 0
+    if first_id:
+        num_ids -= int(other[MISSING])
+        is_unseen[MISSING] = False
+    return int(other.sum(dtype=np.int64, where=is_unseen)) / max(1, num_ids)
 
 
 def _elements(column: pa.Array) -> NDArray[Any]:

@@ -51,7 +51,7 @@ def test_chance_is_the_size_of_samples_of_one_distribution(num_train, num_other)
 def test_ids_are_binned_by_train():
     # Rows 0 and 1 and the rows that train knows have a bin each; the rest is the last bin.
     train = np.array([1, 2, 9, 0, 4, 0], np.uint32)
-    rows = id_bins(train)
+    rows = id_bins(train, 2)
     assert rows.tolist() == [0, 1, 2, 4]
     assert binned(np.array([1, 1, 1, 5, 1, 6], np.uint32), rows).tolist() == [1, 1, 1, 1, 11]
-    assert len(id_bins(np.full(5000, 3, np.uint32))) == 2 + NUM_FREQUENT
+    assert len(id_bins(np.full(5000, 3, np.uint32), 2)) == 2 + NUM_FREQUENT

@@ -59,6 +59,7 @@ def test_an_id_that_is_no_row_is_refused():
 
 def test_most_frequent():
     counts = np.array([99, 98, 2, 5, 0, 5, 1], np.uint32)  # rows 0 and 1 are reserved
-    assert most_frequent(counts, 3).tolist() == [3, 5, 2]
-    assert most_frequent(counts, 100).tolist() == [3, 5, 2, 6]
-    assert most_frequent(counts[:2], 3).tolist() == []
+    assert most_frequent(counts, 3, 2).tolist() == [3, 5, 2]
+    assert most_frequent(counts, 100, 2).tolist() == [3, 5, 2, 6]
+    assert most_frequent(counts, 2, 0).tolist() == [0, 1]
+    assert most_frequent(counts[:2], 3, 2).tolist() == []
