@@ -120,7 +120,8 @@ def _dense(dense: Sequence[DenseSummary], held_out: str) -> str:
     for feature in dense:
         train, other = feature.splits["train"], feature.splits.get(held_out)
         found = train.distribution
-        numbers = [found.mean, found.std, found.minimum]
+        mean = 0.0 if abs(found.mean) < 1e-6 * found.std else found.mean  # rounding noise
+        numbers = [mean, found.std, found.minimum]
         numbers += [*(found.quantiles[place] for place in shown), found.maximum, feature.fill]
         lines.append(
             [

@@ -67,6 +67,8 @@ class SparseSummary(msgspec.Struct, frozen=True, kw_only=True):
     table: str
     key: Key
     is_bag: bool
+    is_weighted: bool
+    """Whether each id carries a weight; without, each counts 1."""
     splits: dict[str, SparseSplit]
     top: tuple[TopId, ...]
     """The ids most frequent in train."""
@@ -221,6 +223,7 @@ def _sparse(feature: SparseFeature, scan: TableScan, splits: Splits) -> SparseSu
         table=feature.table,
         key=feature.key,
         is_bag=feature.bag,
+        is_weighted=feature.is_weighted,
         splits=found,
         top=top,
     )

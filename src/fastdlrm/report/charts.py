@@ -16,7 +16,7 @@ COLORS = tuple(f"--series-{i}" for i in range(1, 7))
 """For series that are told apart."""
 
 _ROW_PX = 26
-_AXES_PX = 96
+_AXES_PX = 104
 _MOST_LABEL = 32
 
 
@@ -107,10 +107,8 @@ def line_chart(
                 **area,
             }
         )
-    layout = _layout(xaxis=_axis(x), yaxis=_axis(y))
-    return Chart(
-        title=title, figure={"data": data, "layout": layout}, height_px=height_px, note=note
-    )
+    figure = _figure(data, xaxis=_axis(x), yaxis=_axis(y))
+    return Chart(title=title, figure=figure, height_px=height_px, note=note)
 
 
 def dot_chart(
@@ -127,6 +125,7 @@ def dot_chart(
             "name": _plain(one.name),
             "x": list(one.values),
             "y": list(range(len(rows))),
+            "cliponaxis": False,
             "marker": {"color": one.color, "size": 10, "opacity": 0.85, **symbol},
             "showlegend": len(series) > 1,
             "customdata": [_plain(row) for row in rows],
@@ -146,7 +145,7 @@ def dot_chart(
                 "width": 3,
             }
         data.append(trace)
-    figure = {"data": data, "layout": _layout(xaxis=_axis(x), yaxis=_rows_axis(rows))}
+    figure = _figure(data, xaxis=_axis(x), yaxis=_rows_axis(rows))
     height_px = _AXES_PX + _ROW_PX * len(rows)
     return Chart(title=title, figure=figure, height_px=height_px, note=note)
 
@@ -157,20 +156,24 @@ def _rows_axis(rows: Sequence[str]) -> Figure:
         "ticktext": [_plain(_short(row)) for row in rows],
         "range": [len(rows) - 0.5, -0.5],
         "automargin": True,
+        "ticks": "outside",
+        "ticklen": 7,
+        "tickcolor": "--card",
         "zeroline": False,
         "gridcolor": GRID,
         "fixedrange": True,
     }
 
 
-def _layout(*, xaxis: Figure, yaxis: Figure) -> Figure:
-    return {
+def _figure(data: list[Figure], *, xaxis: Figure, yaxis: Figure) -> Figure:
+    has_legend = any(trace["showlegend"] for trace in data)
+    layout = {
         "xaxis": xaxis,
         "yaxis": yaxis,
         "font": {"color": INK, "size": 12},
         "paper_bgcolor": "--card",
         "plot_bgcolor": "--card",
-        "margin": {"l": 8, "r": 16, "t": 34, "b": 8},
+        "margin": {"l": 8, "r": 28, "t": 34 if has_legend else 10, "b": 8},
         "legend": {
             "orientation": "h",
             "traceorder": "normal",
@@ -182,6 +185,7 @@ def _layout(*, xaxis: Figure, yaxis: Figure) -> Figure:
         "hoverlabel": {"bgcolor": "--page", "bordercolor": GRID, "font": {"color": INK}},
         "hovermode": "closest",
     }
+    return {"data": data, "layout": layout}
 
 
 def _axis(axis: Axis) -> Figure:

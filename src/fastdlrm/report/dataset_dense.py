@@ -34,7 +34,7 @@ def _row(feature: DenseSummary) -> list[Cell]:
     quantiles = dict(zip(QUANTILES, found.quantiles, strict=True))
     numbers = [found.mean, found.std, found.minimum]
     numbers += [*(quantiles[share] for share in _SHOWN), found.maximum, feature.fill]
-    cells = [_number(number) for number in numbers]
+    cells = [_number(number, found.std) for number in numbers]
     return [feature.name, feature.transform, *cells, Share(train.fill_share)]
 
 
@@ -63,6 +63,6 @@ def _histogram(feature: DenseSummary) -> Chart:
     )
 
 
-def _number(number: float) -> str:
+def _number(number: float, std: float) -> str:
     """Four digits; rounding noise about zero is zero."""
-    return "0" if abs(number) < 5e-7 else f"{number:.4g}"
+    return "0" if abs(number) < 1e-6 * std else f"{number:.4g}"

@@ -15,7 +15,7 @@ TEXT = (
     "split: 0 where they are the same, 1 where they have nothing in common. Numbers are compared "
     "between train's deciles; ids one by one for the 98 most frequent in train, out of vocabulary "
     "and missing, and together for the rest. The tick is what to expect of two samples of one "
-    "distribution: a dot near it says nothing. About 0.1 is a shift worth a look."
+    "distribution: a dot near it says nothing."
 )
 
 

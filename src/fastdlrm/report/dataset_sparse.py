@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from fastdlrm.data.dataset_statistics import DatasetStatistics, SparseSummary
+from fastdlrm.data.distribution import Distribution
 from fastdlrm.data.sparse_statistics import LENGTH_QUANTILES, SparseSplit, TopId
 from fastdlrm.report.charts import Axis, Chart, Series, dot_chart, line_chart
 from fastdlrm.report.dataset_rows import SPLIT_COLORS
@@ -103,7 +104,6 @@ def bag_section(statistics: DatasetStatistics) -> Section:
         for split, found in feature.splits.items():
             if found.lengths is None:
                 continue
-            weights = found.weights
             lines.append(
                 [
                     feature.name,
@@ -112,16 +112,20 @@ def bag_section(statistics: DatasetStatistics) -> Section:
                     f"{found.lengths.mean:.2f}",
                     *(f"{length:,}" for length in found.lengths.quantiles),
                     f"{found.lengths.maximum:,}",
-                    "" if weights is None else f"{weights.mean:.4g} ± {weights.std:.3g}",
+                    _weights(found.weights) if feature.is_weighted else "1",
                 ]
             )
     spread = [f"p{100 * share:.3g}" for share in LENGTH_QUANTILES]
-    columns = ("feature", "split", "empty bags", "mean ids", *spread, "max", "weights, mean ± std")
+    columns = ("feature", "split", "empty bags", "mean ids", *spread, "max", "weight, mean ± std")
     blocks: list[Block] = [
         Table(columns=columns, rows=lines, text_columns=(0, 1)),
         Grid([_length_chart(feature) for feature in bags]),
     ]
     return Section("Bags", blocks)
+
+
+def _weights(weights: Distribution | None) -> str:
+    return "" if weights is None else f"{weights.mean:.4g} ± {weights.std:.3g}"
 
 
 def _length_chart(feature: SparseSummary) -> Chart:

@@ -72,6 +72,14 @@ def test_every_feature_has_its_place(sections, statistics):
     assert [c.title for c in blocks_of(sections["Bags"], Chart)] == ["Ids a bag: seen"]
 
 
+def test_weights_of_bags(sections, statistics):
+    (table,) = blocks_of(sections["Bags"], Table)
+    seen = next(f for f in statistics.sparse if f.name == "seen")
+    shown = [row[-1] for row in table.rows]
+    means = [f"{split.weights.mean:.4g} ± " for split in seen.splits.values()]
+    assert [text.startswith(mean) for text, mean in zip(shown, means, strict=True)] == [True] * 3
+
+
 def test_the_cache_chart_ends_where_all_rows_are_cached(sections, statistics):
     cache, _ = blocks_of(sections["Embedding tables"], Chart)
     traces = {trace["name"]: trace for trace in cache.figure["data"]}
