@@ -51,3 +51,14 @@ def test_bins_hold_their_upper_edge():
     column = [np.array([0, 1, 1, 1.5], np.float32), np.array([2, 5], np.float32)]
     assert counts_between(column, np.array([1, 2], np.float32)).tolist() == [3, 2, 1]
     assert counts_between(column, np.array([], np.float32)).tolist() == [6]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_bins_equal_numpy(name):
+    whole = COLUMNS[name].astype(np.float32)
+    edges = np.unique(np.append(np.quantile(whole, np.linspace(0.05, 0.95, 30)), 0))
+    edges = np.unique(edges.astype(np.float32))
+    expected = np.bincount(np.searchsorted(edges, whole), minlength=len(edges) + 1)
+    found = counts_between(np.array_split(whole, 3), edges)
+    assert found.tolist() == expected.tolist()
+    assert counts_between([whole], np.array([-0.0], np.float32))[0] == (whole <= 0).sum()
