@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastdlrm.batch import Batch
 from fastdlrm.data.order import rank_slice
+from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.plan import (
     ShardingPlan,
     TablePlan,
@@ -47,10 +48,11 @@ def train(
     config: TrainConfig,
     batches: Sequence[Batch],
     model: dict[str, object],
+    device: str = "cpu",
 ) -> tuple[list[float], State]:
-    """On one rank: steps on its share of global batches; its losses and its state."""
+    """On one rank: steps on its share of global batches; its losses and its state, on the CPU."""
     changes = dict(model)
-    with World.of_environment() as world:
+    with World.of_environment(device) as world:
         tables = ShardedTables(
             plan,
             FEATURES,
@@ -58,11 +60,16 @@ def train(
             pooling=changes.get("pooling", "sum"),
             dtype=changes.pop("table_dtype", torch.float32),
         )
-        step = TrainStep(make_model(tables=tables, **changes), config, world)
+        made = make_model(tables=tables, **changes)
+        if device == "cuda":
+            made = on_gpu(made, plan, world)
+        step = TrainStep(made, config, world)
         losses = []
         for k, batch in enumerate(batches):
             start, stop = rank_slice(batch.num_samples, world.rank, world.size)
-            losses.append(float(step(batch.slice(start, stop), k, batch.num_samples)))
+            own = own_part(batch, start, stop)
+            losses.append(float(step(own, k, batch.num_samples)))
+        step.close()
         groups = {
             "model": step.model.state_tensors(),
             "sparse": step.sparse_optimizer.state_tensors(),
@@ -73,6 +80,32 @@ def train(
             for group, parts in groups.items()
             for name, part in parts.items()
         }
+
+
+def own_part(batch: Batch, start: int, stop: int) -> Batch:
+    """Some samples, in a buffer as the loader makes it where the batch has one."""
+    part = batch.slice(start, stop)
+    if batch.buffer is None:
+        return part
+    whole = Batch.allocate(stop - start, batch.dense.shape[1], batch.sparse.num_features)
+    whole.sparse.ids.copy_(part.sparse.ids)
+    whole.dense.copy_(part.dense)
+    whole.labels.copy_(part.labels)
+    return whole
+
+
+def on_gpu(model: DLRM, plan: ShardingPlan, world: World) -> DLRM:
+    """The same model on this rank's GPU: tables cannot be moved once they are placed."""
+    old = model.tables
+    new = ShardedTables(plan, FEATURES, world, device="cuda")
+    for one, other in zip(old.placement.stacks, new.placement.stacks, strict=True):
+        one_weight, other_weight = one.weight.detach(), other.weight.detach()
+        other_weight.copy_(one_weight)
+    model.tables = new
+    for mlp in (model.bottom_mlp, model.top_mlp):
+        if mlp is not None:
+            mlp.cuda()
+    return model
 
 
 def whole(states: Sequence[State]) -> dict[str, Tensor]:
@@ -100,5 +133,5 @@ def whole(states: Sequence[State]) -> dict[str, Tensor]:
 
 def _detached(part: Tensor | TensorShard) -> Tensor | TensorShard:
     if isinstance(part, TensorShard):
-        return TensorShard(part.tensor.clone(), part.full_shape, part.offsets, part.is_copy)
-    return part.detach().clone()
+        return TensorShard(part.tensor.cpu().clone(), part.full_shape, part.offsets, part.is_copy)
+    return part.detach().cpu().clone()

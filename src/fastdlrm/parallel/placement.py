@@ -115,8 +115,9 @@ class Placement(nn.Module):
         """
         B = ids_FB.shape[1]
         if B not in self._rows_by_size:
-            samples = torch.arange(B, dtype=torch.int32, device=ids_FB.device)
-            self._rows_by_size = {B: self._places[:, None] * B + samples}
+            with torch.inference_mode(False):  # an evaluation's must serve training too
+                samples = torch.arange(B, dtype=torch.int32, device=ids_FB.device)
+                self._rows_by_size = {B: self._places[:, None] * B + samples}
         rows = self._rows_by_size[B]
         if not self._partial:
             return rows
