@@ -1,6 +1,6 @@
 """What a dataset holds: its rows, each feature's values, how they differ from split to split.
 
-One column is looked at at a time, a block of it at a time. Memory is about 24 bytes a row of the
+One column is looked at at a time, a block of it at a time. Memory is about 32 bytes a row of the
 largest table and a few MiB, whatever the number of rows. Nothing here imports torch.
 """
 
