@@ -15,7 +15,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.generate import generate
 from fastdlrm.train.evaluate import scores as logits_of
 from fastdlrm.train.run import Run
-from tests.builders import fastdlrm, shared_data
+from tests.builders import fastdlrm, invoke, shared_data
 from tests.oracles import CriteoRow, criteo_reference
 
 DENSE = [f"I{i}" for i in range(1, 14)]
@@ -59,7 +59,7 @@ def test_a_generated_log(tmp_path: Path, max_ind_range: int) -> None:
     generate(tmp_path / "log", num_rows=3000, num_files=3, gzip=True, seed=5)
     logs = sorted((tmp_path / "log").glob("day_*.gz"))
     data = tmp_path / "data"
-    fastdlrm(
+    invoke(
         "prepare", "--config", "criteo-sample", "--input", tmp_path / "log" / "day_*.gz",
         "--out", data, *as_reference(max_ind_range),
     )  # fmt: skip
@@ -74,7 +74,7 @@ def test_the_real_sample(tmp_path: Path) -> None:
     folder = shared_data() / "criteo_sample"
     logs = [folder / f"day_{i}.gz" for i in range(8)]
     data = tmp_path / "data"
-    fastdlrm(
+    invoke(
         "prepare", "--config", "criteo-sample", "--input", folder / "day_*.gz", "--out", data,
         *as_reference(),
     )  # fmt: skip
@@ -90,16 +90,16 @@ def test_predict_encodes_alike(tmp_path: Path) -> None:
     generate(tmp_path / "log", num_rows=2000, num_files=3, gzip=False, seed=5)
     logs = tmp_path / "log" / "day_*"
     small = ["--set", "model.embedding_dim=4", "--set", "model.bottom_mlp=[4]"]
-    fastdlrm(
+    invoke(
         "prepare", "--config", "criteo-sample", "--input", logs, "--out", tmp_path / "data",
         *as_reference(),
     )  # fmt: skip
     run = tmp_path / "run"
-    fastdlrm(
+    invoke(
         "train", "--config", "criteo-sample", "--data", tmp_path / "data", "--out", run, *small,
         "--set", "train.max_steps=3", "--set", "train.evaluate_every_steps=0",
     )  # fmt: skip
-    fastdlrm("predict", "--run", run, "--input", logs, "--out", tmp_path / "scores.parquet")
+    invoke("predict", "--run", run, "--input", logs, "--out", tmp_path / "scores.parquet")
     scores = pq.read_table(tmp_path / "scores.parquet")["score"].to_numpy()
     splits = ("train", "validation", "test")
     sizes = [encoded(tmp_path / "data", split).num_rows for split in splits]
