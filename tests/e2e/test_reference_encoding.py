@@ -49,6 +49,13 @@ def assert_rows_are(found: pa.Table, expected: Sequence[CriteoRow]) -> None:
     np.testing.assert_allclose(dense, [numbers for _, numbers, _ in expected], rtol=1e-6)
 
 
+def assert_same_logarithms(found: np.ndarray, expected: np.ndarray) -> None:
+    both = [
+        np.log1p(numbers.astype(np.float64)).astype(np.float32) for numbers in (found, expected)
+    ]
+    np.testing.assert_array_equal(*both)
+
+
 def assert_tables_are(folder: Path, counts: Sequence[int]) -> None:
     tables = read_manifest(folder, DatasetManifest).encoding.tables
     assert [tables[name].num_embeddings for name in SPARSE] == counts
@@ -122,3 +129,44 @@ def test_predict_encodes_alike(tmp_path: Path) -> None:
         "predict", "--run", run, "--input", tmp_path / "new.tsv", "--out", tmp_path / "s", code=1
     )
     assert "'C1': 1 values are not in the dataset" in complaint
+
+
+def test_binary_files_and_back(tmp_path: Path) -> None:
+    """Rows of 40 int32 as the reference writes them, and the same dataset read from them again."""
+    generate(tmp_path / "log", num_rows=3000, num_files=3, gzip=False, seed=5)
+    logs = sorted((tmp_path / "log").glob("day_*"))
+    invoke(
+        "prepare", "--config", "criteo-sample", "--input", tmp_path / "log" / "day_*",
+        "--out", tmp_path / "data", *as_reference(),
+    )  # fmt: skip
+    invoke("export-binary", "--data", tmp_path / "data", "--out", tmp_path / "bin")
+    days, counts = criteo_reference(lines_of(logs))
+    for split, day, log in zip(("train", "validation", "test"), days, lines_of(logs), strict=True):
+        rows = [
+            [label, *(max(int(x or 0), 0) for x in line.split("\t")[1:14]), *ids]
+            for (label, _, ids), line in zip(day, log, strict=True)
+        ]
+        expected = np.array(rows)
+        written = np.fromfile(tmp_path / "bin" / f"{split}.bin", "<i4").reshape(-1, 40)
+        # A dense number beyond 2^20 has lost digits that its float32 logarithm does not hold.
+        exact = expected <= 1_048_574
+        np.testing.assert_array_equal(written[exact], expected[exact])
+        assert exact.mean() > 0.99
+        assert_same_logarithms(written[~exact], expected[~exact])
+    with np.load(tmp_path / "bin" / "fea_count.npz") as found:
+        assert found["counts"].tolist() == counts
+
+    files = [tmp_path / "bin" / f"{split}.bin" for split in ("train", "validation", "test")]
+    inputs = [word for file in files for word in ("--input", file)]
+    again = tmp_path / "again"
+    small = ("data.shuffle=false", "model.embedding_dim=4", "model.bottom_mlp=[4]")
+    settings = [word for setting in small for word in ("--set", setting)]
+    config = ["--config", "criteo-binary", *settings]
+    invoke("prepare", *config, *inputs, "--out", again)
+    assert_tables_are(again, counts)
+    for split in ("train", "validation", "test"):
+        assert encoded(again, split).equals(encoded(tmp_path / "data", split))
+    run = tmp_path / "run"
+    invoke("train", *config, "--data", again, "--out", run, "--set", "train.max_steps=1")
+    invoke("predict", "--run", run, "--input", files[2], "--out", tmp_path / "scores.parquet")
+    assert pq.read_metadata(tmp_path / "scores.parquet").num_rows == len(days[2])

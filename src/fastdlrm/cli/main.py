@@ -11,7 +11,16 @@ from types import FrameType
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli import doctor, evaluate, generate, inspect, predict, prepare, train
+from fastdlrm.cli import (
+    doctor,
+    evaluate,
+    export_binary,
+    generate,
+    inspect,
+    predict,
+    prepare,
+    train,
+)
 from fastdlrm.errors import ConfigError, FastDLRMError
 
 app = typer.Typer(
@@ -37,6 +46,7 @@ app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
+app.command("export-binary")(export_binary.export_binary)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

@@ -3,6 +3,7 @@
 Nothing is read until rows are gathered; the page cache is shared by all processes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,14 +59,7 @@ class Dataset:
         Raises:
             DataError: The dataset has no such split.
         """
-        if name not in self.manifest.splits:
-            raise DataError(
-                f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
-                f"prepare again with [data.split.{name}] set"
-            )
-        parts = sorted(p for p in self.manifest.files if p.startswith(f"{name}/"))
-        batches = [batch for part in parts for batch in _read(self.folder / part)]
-        rows = Rows(batches, self.schema)
+        rows = Rows(list(self.record_batches(name)), self.schema)
         expected = self.manifest.splits[name].num_rows
         if len(rows) != expected:
             raise DataError(
@@ -73,6 +67,20 @@ class Dataset:
                 f"{expected}; prepare again"
             )
         return rows
+
+    def record_batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """The encoded rows of train, validation or test in order, memory-mapped.
+
+        Raises:
+            DataError: The dataset has no such split, or a part is damaged.
+        """
+        if name not in self.manifest.splits:
+            raise DataError(
+                f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
+                f"prepare again with [data.split.{name}] set"
+            )
+        for part in sorted(p for p in self.manifest.files if p.startswith(f"{name}/")):
+            yield from _read(self.folder / part)
 
 
 def _read(path: Path) -> list[pa.RecordBatch]:
