@@ -13,6 +13,7 @@ import typer
 from fastdlrm import __version__
 from fastdlrm.cli import (
     doctor,
+    download,
     evaluate,
     export_binary,
     generate,
@@ -44,6 +45,7 @@ def _version(
 
 app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
+app.command("download")(download.download)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
 app.command("export-binary")(export_binary.export_binary)
