@@ -19,6 +19,8 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
+from fastdlrm.parallel.plan import ShardingPlan
+from fastdlrm.parallel.world import World
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
@@ -27,8 +29,12 @@ from fastdlrm.train.memory import describe, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
+from fastdlrm.train.sharding import sharded_tables
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
+
+STEPS_TO_AGREE = 8
+"""Steps between two looks of all ranks at whether a signal asks any of them to stop."""
 
 LOWER_IS_BETTER: tuple[Metric, ...] = ("log_loss", "ne")
 
@@ -94,8 +100,10 @@ class Trainer:
     Args:
         run: The run's folder.
         dataset: With a train split, and a validation split if anything is to be evaluated.
-        on_progress: Called after every step.
-        on_message: Called with each line worth telling.
+        on_progress: Called after every step, on the first rank.
+        on_message: Called with each line worth telling, on the first rank.
+        world: This rank and the others; None: there are none.
+        plan: Where the tables lie; None where there is one rank.
     """
 
     def __init__(
@@ -104,8 +112,14 @@ class Trainer:
         dataset: Dataset,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
+        *,
+        world: World | None = None,
+        plan: ShardingPlan | None = None,
     ) -> None:
         self.run = run
+        self._world = world or World()
+        if not self._world.is_first:
+            on_progress, on_message = (lambda progress: None), (lambda message: None)
         self._config = run.recipe.train
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
@@ -119,16 +133,20 @@ class Trainer:
             self._config.global_batch_size,
             seed=run.recipe.seed,
             block_rows=self._config.shuffle_block_rows,
+            rank=self._world.rank,
+            world_size=self._world.size,
             pin=self._device.type == "cuda",
         )
-        manifest = run.manifest
-        plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
-        on_message(describe(plan))
-        require_memory(plan, self._device)
-        if line := settle(run.folder, self._device, self._config.precision):
+        self._world.on_each(lambda: self._require_memory(plan))
+        if line := self._world.on_first(self._settle):
             on_message(line)
-        torch.manual_seed(run.recipe.seed)
-        self._step = TrainStep(run.build_model(self._device).train(), self._config)
+        if not self._world.is_first:
+            self._settle()  # as the first rank chose
+        # Each rank drops its own activations.
+        torch.manual_seed(run.recipe.seed + self._world.rank)
+        tables = None if plan is None else sharded_tables(run, plan, self._world, self._device)
+        model = run.build_model(self._device, tables).train()
+        self._step = TrainStep(model, self._config, self._world)
         if self._device.type == "cuda":
             on_message(self._graph_line())
         self._state = LoopState()
@@ -136,7 +154,20 @@ class Trainer:
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
         self._restore()
-        self._records = Records(run.folder, self._state.step)
+        self._records = Records(run.folder, self._state.step) if self._world.is_first else None
+
+    def _require_memory(self, plan: ShardingPlan | None) -> None:
+        """Say what this rank will hold, and refuse what does not fit."""
+        run = self.run
+        if plan is None:
+            items = memory_plan(
+                run.recipe, run.manifest.schema, run.manifest.encoding, self._device
+            )
+            self._on_message(describe(items))
+            require_memory(items, self._device)
+
+    def _settle(self) -> str:
+        return settle(self.run.folder, self._device, self._config.precision)
 
     def _graph_line(self) -> str:
         """Whether steps are replayed as one CUDA graph, or why not."""
@@ -156,13 +187,15 @@ class Trainer:
         """Run to the end, to an early stop, or to a signal; always leaves a checkpoint."""
         with StopRequest() as stop:
             try:
-                while not self._is_done() and not stop.requested:
-                    self._epoch(stop)
+                is_stopped = False
+                while not self._is_done() and not is_stopped:
+                    is_stopped = self._epoch(stop)
                 if self._is_done() and self._state.window_steps:
                     self._record_training()
                 self._save()
             finally:
-                self._records.close()
+                if self._records is not None:
+                    self._records.close()
         return TrainResult(
             run=str(self.run.folder),
             step=self._state.step,
@@ -174,23 +207,32 @@ class Trainer:
             data_wait_share=self._clock.data_wait_share,
         )
 
-    def _epoch(self, stop: StopRequest) -> None:
-        """Steps until the epoch, the run or the process is to end."""
+    def _epoch(self, stop: StopRequest) -> bool:
+        """Steps until the epoch, the run or the process is to end; whether a signal ended it."""
         state = self._state
         batches = self._loader.epoch(state.epoch, state.batch)
         try:
             self._clock.start()
             for batch in batches:
                 self._clock.has_data()
-                self._window_loss += self._step(batch, state.step)
+                num_samples = self._loader.size(state.batch)
+                self._window_loss += self._step(batch, state.step, num_samples)
                 self._advance()
-                self._clock.has_stepped(batch.num_samples)
+                self._clock.has_stepped(num_samples)
                 self._after_step()
                 self._clock.start()
-                if stop.requested or self._is_done() or state.batch == 0:
-                    return
+                if self._must_stop(stop):
+                    return True
+                if self._is_done() or state.batch == 0:
+                    return False
         finally:
             batches.close()
+        return False
+
+    def _must_stop(self, stop: StopRequest) -> bool:
+        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
+        return is_due and self._world.any(stop.requested)
 
     def _advance(self) -> None:
         state = self._state
@@ -225,6 +267,7 @@ class Trainer:
 
     def _record_training(self) -> float:
         state = self._state
+        self._world.all_reduce(self._window_loss).wait()
         loss = float(self._window_loss) / state.window_steps
         if loss != loss:
             raise DataError(
@@ -234,15 +277,16 @@ class Trainer:
         config = self._config
         base = config.dense_optimizer.learning_rate
         rate = learning_rate(config.schedule, base, state.step - 1)
-        self._records.add(
-            state.step,
-            "train",
-            {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rate},
-            {
-                "samples_per_s": self._clock.samples_per_s,
-                "data_wait_share": self._clock.data_wait_share,
-            },
-        )
+        if self._records is not None:
+            self._records.add(
+                state.step,
+                "train",
+                {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rate},
+                {
+                    "samples_per_s": self._clock.samples_per_s,
+                    "data_wait_share": self._clock.data_wait_share,
+                },
+            )
         self._window_loss.zero_()
         state.window_steps = 0
         return loss
@@ -253,7 +297,9 @@ class Trainer:
         state, metric = self._state, self._config.best_metric
         began = time.perf_counter_ns()
         model = self._step.model
-        values = evaluate(model, self._validation, self._config.eval_batch_size, self._device)
+        values = evaluate(
+            model, self._validation, self._config.eval_batch_size, self._device, self._world
+        )
         seconds = (time.perf_counter_ns() - began) / 1e9
         state.validation = values
         value = getattr(values, metric)
@@ -262,9 +308,10 @@ class Trainer:
             state.evaluations_since_best = 0
         else:
             state.evaluations_since_best += 1
-        self._records.add(
-            state.step, "validation", msgspec.to_builtins(values), {"evaluation_s": seconds}
-        )
+        if self._records is not None:
+            self._records.add(
+                state.step, "validation", msgspec.to_builtins(values), {"evaluation_s": seconds}
+            )
         shown = "undefined (one class only)" if value is None else f"{value:.5f}"
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
