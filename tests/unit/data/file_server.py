@@ -1,10 +1,12 @@
 """An HTTP server of one file, as well- or ill-behaved as a test asks."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 
 @dataclass
@@ -89,7 +91,8 @@ def serving(served: FileServer) -> Iterator[FileServer]:
     thread.start()
     served.url = f"http://127.0.0.1:{server.server_address[1]}/file"
     try:
-        yield served
+        with mock.patch.dict(os.environ, {"no_proxy": "127.0.0.1"}):
+            yield served
     finally:
         server.shutdown()
         server.server_close()

@@ -173,7 +173,7 @@ def test_a_busy_server_is_asked_again(server: FileServer, tmp_path: Path, code: 
         fetch(server, tmp_path / "other")
 
 
-def test_no_server(tmp_path: Path) -> None:
+def test_no_server(server: FileServer, tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
