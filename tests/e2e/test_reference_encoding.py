@@ -128,7 +128,7 @@ def test_predict_encodes_alike(tmp_path: Path) -> None:
     complaint = fastdlrm(
         "predict", "--run", run, "--input", tmp_path / "new.tsv", "--out", tmp_path / "s", code=1
     )
-    assert "'C1': 1 values are not in the dataset" in complaint
+    assert "'C1': no row for 1 of 1 values, the first deadbeef; encoding 'reference'" in complaint
 
 
 def test_binary_files_and_back(tmp_path: Path) -> None:

@@ -168,9 +168,9 @@ class Encoder:
         unknown = np.flatnonzero(rows == OUT_OF_VOCABULARY)
         if len(unknown):
             raise DataError(
-                f"sparse feature {feature.name!r}: {len(unknown)} values are not in the dataset "
-                f"that was prepared, the first {int(keys[unknown[0]]):x}; encoding 'reference' has "
-                "no row for such: prepare with these rows, or with encoding 'vocabulary'"
+                f"sparse feature {feature.name!r}: no row for {len(unknown)} of {len(keys)} "
+                f"values, the first {int(keys[unknown[0]]):x}; encoding 'reference' has rows for "
+                "what was prepared alone: prepare with these rows, or with encoding 'vocabulary'"
             )
         return rows - np.uint64(FIRST_ID)
 
@@ -184,10 +184,10 @@ class Encoder:
         if bad.any():
             found = values[int(np.flatnonzero(bad)[0])].as_py()
             raise DataError(
-                f"sparse feature {feature.name!r}: {int(bad.sum())} values are no row of table "
-                f"{feature.table!r}, the first {'a missing one' if found is None else found}; "
-                f"encoding 'identity' takes 0 to {num_embeddings - 1}: correct them, raise "
-                "max_rows, or use encoding 'vocabulary'"
+                f"sparse feature {feature.name!r}: no row for {int(bad.sum())} of {len(rows)} "
+                f"values, the first {'a missing one' if found is None else found}; encoding "
+                f"'identity' takes 0 to {num_embeddings - 1}: correct them, raise max_rows, or use "
+                "encoding 'vocabulary'"
             )
         return rows.astype(np.uint64)
 

@@ -140,7 +140,7 @@ def test_ids_of_the_reference_by_hand() -> None:
 
 def test_a_value_that_the_reference_never_saw_is_refused() -> None:
     with pytest.raises(
-        DataError, match=r"sparse feature 'a': 2 values are not in the dataset .* the first b; enc"
+        DataError, match=r"sparse feature 'a': no row for 2 of 3 values, the first b; encoding 're"
     ):
         numbered([0xA]).encode(batch("s.a", [0xA, 0xB, None], U64))
 
@@ -166,7 +166,7 @@ def test_a_row_encodes_as_itself() -> None:
 )
 def test_what_is_no_row_of_the_table_is_refused(value: int | None, shown: str) -> None:
     with pytest.raises(
-        DataError, match=rf"'a': 1 values are no row of table 'a', the first {shown}; .* 0 to 8: c"
+        DataError, match=rf"'a': no row for 1 of 2 values, the first {shown}; .* takes 0 to 8: c"
     ):
         identical(9).encode(batch("s.a", [8, value], I64))
 
