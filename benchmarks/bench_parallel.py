@@ -48,6 +48,7 @@ def main() -> None:
         samples = time_blocks(run, world, device)
         found = collectives(run, device)
         shares = breakdown(run, device)
+        step.close()
         result = summary(args, world, samples, found) | {"breakdown": shares}
         result["why_no_graph"] = step.why_no_graph
         if device.type == "cuda":

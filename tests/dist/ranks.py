@@ -6,9 +6,10 @@ or hangs ends them, and the next one gets new ones.
 
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -25,11 +26,17 @@ class Ranks:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
-    def run(self, function: Callable[..., Any], size: int, *arguments: object) -> list[Any]:
+    def run(
+        self,
+        function: Callable[..., Any],
+        size: int,
+        *arguments: object,
+        killed: Collection[int] = (),
+    ) -> list[Any]:
         """Call a module-level function on ranks 0 .. size - 1; what each returned, by rank.
 
         The function makes its world by `World.of_environment`. Fails with the traceback of the
-        first rank that raises.
+        first rank that raises. Ranks in `killed` must end by SIGKILL.
         """
         if not self._processes:
             self._start()
@@ -48,12 +55,19 @@ class Ranks:
                 rank = pipes.index(pipe)
                 try:
                     is_good, value = pipe.recv()
+                    if is_good and rank in killed:
+                        is_good, value = False, "it was to be killed"
                 except EOFError:
-                    is_good, value = False, "the process died"
+                    self._processes[rank].join()
+                    code = self._processes[rank].exitcode
+                    is_good = rank in killed and code == -signal.SIGKILL
+                    value = None if is_good else f"the process died, exit code {code}"
                 if not is_good:
                     self.stop()
                     pytest.fail(f"rank {rank} of {size}: {value}")
                 results[rank] = value
+        if killed:
+            self.stop()
         return [results[rank] for rank in range(size)]
 
     def stop(self) -> None:

@@ -69,6 +69,7 @@ def train(
             start, stop = rank_slice(batch.num_samples, world.rank, world.size)
             own = own_part(batch, start, stop)
             losses.append(float(step(own, k, batch.num_samples)))
+        step.close()
         groups = {
             "model": step.model.state_tensors(),
             "sparse": step.sparse_optimizer.state_tensors(),

@@ -115,10 +115,25 @@ class World:
             dist.barrier(group=self._control)
             dist.destroy_process_group()
 
+    def beside(self) -> "World":
+        """The same ranks with a group of their own for `gather`, `broadcast` and `barrier`.
+
+        For a thread that talks while this world talks too. Every rank must call it.
+        """
+        other = World(self.rank, self.size, self.local_rank, self.local_size, self.restart_count)
+        if self.size > 1:
+            other._control = dist.new_group(backend="gloo")
+        return other
+
     @property
     def is_first(self) -> bool:
         """Whether this rank speaks for all."""
         return self.rank == 0
+
+    @property
+    def control(self) -> Any:
+        """The Gloo group of small objects; None in a world of one rank."""
+        return self._control
 
     def all_to_all(
         self,
@@ -215,6 +230,10 @@ class World:
         """Wait for all."""
         if self.size > 1:
             dist.barrier(group=self._control)
+
+
+ALONE = World()
+"""A world of one rank."""
 
 
 def _bytes(tensor: Tensor) -> Tensor:

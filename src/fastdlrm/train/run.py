@@ -228,8 +228,7 @@ class Run:
         """
         folder = self.checkpoint_folder(checkpoint)
         model = self.build_model()
-        tensors = store.load(folder, groups=("model",)).tensors["model"]
-        store.copy_into(model.state_tensors(), tensors, str(folder))
+        store.load_into(folder, {"model": model.state_tensors()})
         return model.eval()
 
 

@@ -119,6 +119,11 @@ class TrainStep:
         scalars = (now[0].tensor(self._device), now[1].tensor(self._device))
         return self._run(batch.to(self._device, non_blocking=True), *scalars, counts=counts)
 
+    def close(self) -> None:
+        """Free a captured graph: as long as it holds collectives the ranks cannot part."""
+        if self._graph is not None:
+            self._graph.release()
+
     def _counts(self, num_samples: int) -> list[int]:
         """Samples of each rank."""
         size = self._world.size

@@ -194,6 +194,7 @@ class Trainer:
                     self._record_training()
                 self._save()
             finally:
+                self._step.close()
                 if self._records is not None:
                     self._records.close()
         return TrainResult(
