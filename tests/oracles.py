@@ -119,3 +119,10 @@ def criteo_reference(
             rows.append((int(fields[0]), dense, rank))
         out.append(rows)
     return out, [len(known) for known in numbers]
+
+
+def different_rows(num_rows: int, num_ids: int, repeats: int) -> float:
+    """Mean number of different rows among ids drawn evenly."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(num_rows, size=(repeats, num_ids))
+    return float(np.mean([len(np.unique(ids)) for ids in drawn]))

@@ -104,7 +104,7 @@ def test_predict_encodes_alike(tmp_path: Path) -> None:
     run = tmp_path / "run"
     invoke(
         "train", "--config", "criteo-sample", "--data", tmp_path / "data", "--out", run, *small,
-        "--set", "train.max_steps=3", "--set", "train.evaluate_every_steps=0",
+        "--set", "train.max_steps=3", "--set", "train.evaluate_every_steps=0", *as_reference(),
     )  # fmt: skip
     invoke("predict", "--run", run, "--input", logs, "--out", tmp_path / "scores.parquet")
     scores = pq.read_table(tmp_path / "scores.parquet")["score"].to_numpy()

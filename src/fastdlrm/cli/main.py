@@ -18,6 +18,7 @@ from fastdlrm.cli import (
     export_binary,
     generate,
     inspect,
+    plan,
     predict,
     prepare,
     train,
@@ -49,6 +50,7 @@ app.command("download")(download.download)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
 app.command("export-binary")(export_binary.export_binary)
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

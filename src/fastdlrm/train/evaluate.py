@@ -10,7 +10,7 @@ from fastdlrm.data.rows import Rows
 from fastdlrm.metrics.evaluation import Evaluation, MetricValues
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor
-from fastdlrm.parallel.world import World
+from fastdlrm.parallel.world import ALONE, World
 
 
 def evaluate(
@@ -29,7 +29,7 @@ def evaluate(
         device: Where to compute.
         world: The ranks that share the rows; all get the metrics of all rows.
     """
-    world = world or World()
+    world = world or ALONE
     state = Evaluation()
     for logits, labels in scores(model, rows, batch_size, device, world):
         state.update(logits, labels)
@@ -54,7 +54,7 @@ def scores(
 
     With several ranks each gives those of its own samples of each batch.
     """
-    world = world or World()
+    world = world or ALONE
     predictor = Predictor(model)
     loader = SequentialLoader(
         rows, batch_size, rank=world.rank, world_size=world.size, pin=device.type == "cuda"

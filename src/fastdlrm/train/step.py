@@ -18,7 +18,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Lookup
 from fastdlrm.parallel.sharded import ShardedTables
-from fastdlrm.parallel.world import Pending, World
+from fastdlrm.parallel.world import ALONE, Pending, World
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.graph import StepGraph
@@ -51,7 +51,7 @@ class TrainStep:
             world: This rank and the others; None: there are none.
         """
         self.model = model
-        self._world = world or World()
+        self._world = world or ALONE
         self._config = config
         self._device = next(iter(model.dense_parameters().values())).device
         if self._device.type == "cuda":

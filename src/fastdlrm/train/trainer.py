@@ -5,7 +5,7 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from fastdlrm.checkpoint import store
+from fastdlrm.checkpoint.saver import Saver
 from fastdlrm.config import to_tree
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
-from fastdlrm.parallel.plan import ShardingPlan
-from fastdlrm.parallel.world import World
+from fastdlrm.parallel.prediction import compare
+from fastdlrm.parallel.tensor_shard import TensorShard
+from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
@@ -29,9 +31,14 @@ from fastdlrm.train.memory import describe, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
-from fastdlrm.train.sharding import sharded_tables
+from fastdlrm.train.sharding import Sharding, rank_memory, sharded_tables
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
+
+RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
+    "cpu": torch.set_rng_state,
+    "cuda": torch.cuda.set_rng_state,
+}
 
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
@@ -103,7 +110,7 @@ class Trainer:
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
         world: This rank and the others; None: there are none.
-        plan: Where the tables lie; None where there is one rank.
+        sharding: Where the tables lie; None where all of them lie in this process.
     """
 
     def __init__(
@@ -114,10 +121,11 @@ class Trainer:
         on_message: Callable[[str], None] = lambda message: None,
         *,
         world: World | None = None,
-        plan: ShardingPlan | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.run = run
-        self._world = world or World()
+        self._sharding = sharding
+        self._world = world or ALONE
         if not self._world.is_first:
             on_progress, on_message = (lambda progress: None), (lambda message: None)
         self._config = run.recipe.train
@@ -137,14 +145,16 @@ class Trainer:
             world_size=self._world.size,
             pin=self._device.type == "cuda",
         )
-        self._world.on_each(lambda: self._require_memory(plan))
+        self._world.on_each(self._require_memory)
         if line := self._world.on_first(self._settle):
             on_message(line)
         if not self._world.is_first:
             self._settle()  # as the first rank chose
         # Each rank drops its own activations.
         torch.manual_seed(run.recipe.seed + self._world.rank)
-        tables = None if plan is None else sharded_tables(run, plan, self._world, self._device)
+        tables = None
+        if sharding is not None:
+            tables = sharded_tables(run, sharding.plan, self._world, self._device)
         model = run.build_model(self._device, tables).train()
         self._step = TrainStep(model, self._config, self._world)
         if self._device.type == "cuda":
@@ -153,18 +163,22 @@ class Trainer:
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
+        self._saver = None
+        if self._world.size > 1 or self._device.type == "cuda":
+            self._saver = Saver(run.checkpoints, self._config.keep_checkpoints, self._world)
         self._restore()
         self._records = Records(run.folder, self._state.step) if self._world.is_first else None
 
-    def _require_memory(self, plan: ShardingPlan | None) -> None:
+    def _require_memory(self) -> None:
         """Say what this rank will hold, and refuse what does not fit."""
-        run = self.run
-        if plan is None:
-            items = memory_plan(
-                run.recipe, run.manifest.schema, run.manifest.encoding, self._device
-            )
-            self._on_message(describe(items))
-            require_memory(items, self._device)
+        run, world = self.run, self._world
+        if self._sharding is None:
+            manifest = run.manifest
+            items = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
+        else:
+            items = rank_memory(self._sharding.prediction, world.rank, self._device)
+        self._on_message(describe(items))
+        require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:
         return settle(self.run.folder, self._device, self._config.precision)
@@ -193,6 +207,9 @@ class Trainer:
                 if self._is_done() and self._state.window_steps:
                     self._record_training()
                 self._save()
+                if self._saver is not None:
+                    self._saver.wait()
+                self._compare()
             finally:
                 self._step.close()
                 if self._records is not None:
@@ -207,6 +224,16 @@ class Trainer:
             samples_per_s=self._clock.samples_per_s,
             data_wait_share=self._clock.data_wait_share,
         )
+
+    def _compare(self) -> None:
+        """Say how the run compares with what was predicted."""
+        if self._sharding is None or not self._clock.samples_per_s:
+            return
+        most = None
+        if self._device.type == "cuda":
+            most = max(self._world.gather(torch.cuda.max_memory_allocated(self._device)))
+        rate = self._clock.samples_per_s
+        self._on_message(compare(self._sharding.prediction, rate, most))
 
     def _epoch(self, stop: StopRequest) -> bool:
         """Steps until the epoch, the run or the process is to end; whether a signal ended it."""
@@ -326,52 +353,74 @@ class Trainer:
         return self._state.step >= self.total_steps or self._is_out_of_patience()
 
     def _save(self) -> None:
-        """Write a checkpoint of this state, unless it is written already; delete old ones."""
+        """Write a checkpoint of this state, unless it is written already; delete old ones.
+
+        A single process that computes on the CPU writes at once; else a copy is written while
+        training goes on.
+        """
         state = msgspec.to_builtins(self._state)
         if state == self._saved:
             return
-        root = self.run.checkpoints
-        store.save(root, self._state.step, self._tensors(), state, to_tree(self.run.recipe))
-        store.prune(root, self._config.keep_checkpoints, self._state.best_step)
+        config, tensors = to_tree(self.run.recipe), self._tensors()
+        tensors["loop"] = self._loop_tensors()
+        step, best = self._state.step, self._state.best_step
+        if self._saver is None:
+            store.save(self.run.checkpoints, step, tensors, state, config)
+            store.prune(self.run.checkpoints, self._config.keep_checkpoints, best)
+        else:
+            self._saver.save(step, tensors, state, config, best=best)
         self._saved = state
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors a step depends on, by group."""
-        random = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self._device)
+    def _tensors(self) -> dict[str, Mapping[str, Tensor | TensorShard]]:
+        """All live tensors of this rank that a step depends on, by group."""
         return {
             "model": self._step.model.state_tensors(),
             "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
             "dense_optimizer": self._step.dense_optimizer.state_tensors(),
-            "loop": {
-                "window_loss": self._window_loss,
-                **{f"random.{k}": v for k, v in random.items()},
-            },
         }
 
+    def _loop_tensors(self) -> dict[str, Tensor]:
+        """The loss since the last record, and every rank's random state."""
+        loss = self._window_loss.clone()
+        self._world.all_reduce(loss).wait()
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        of_ranks = self._world.collect(states)
+        random = {
+            _random_name(kind, rank): state
+            for rank, of_rank in enumerate(of_ranks)
+            for kind, state in of_rank.items()
+        }
+        return {"window_loss": loss, **random}
+
     def _restore(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
-        steps = store.steps(self.run.checkpoints)
+        """Continue from the last checkpoint, if there is one; of any number of ranks."""
+        steps = self._world.on_first(lambda: store.steps(self.run.checkpoints))
         if not steps:
             return
         folder = store.folder_of(self.run.checkpoints, steps[-1])
-        checkpoint = store.load(folder)
-        groups = checkpoint.tensors
-        where = str(folder)
-        store.copy_into(self._step.model.state_tensors(), groups["model"], f"{where}/model")
-        self._step.sparse_optimizer.load_state_tensors(groups["sparse_optimizer"])
-        self._step.dense_optimizer.load_state_tensors(groups["dense_optimizer"])
+        store.load_into(folder, self._tensors(), world=self._world)
         self._step.dense_optimizer.refresh()
-        self._window_loss.copy_(groups["loop"]["window_loss"])
-        torch.set_rng_state(groups["loop"]["random.cpu"])
-        if self._device.type == "cuda" and "random.cuda" in groups["loop"]:
-            torch.cuda.set_rng_state(groups["loop"]["random.cuda"], self._device)
+        checkpoint = store.load(folder, ("loop",))
+        loop = checkpoint.tensors["loop"]
+        if self._world.is_first:
+            self._window_loss.copy_(loop["window_loss"])
+        for kind, restore in RANDOM_STATES.items():
+            name = _random_name(kind, self._world.rank)
+            if name in loop and (kind == "cpu" or self._device.type == "cuda"):
+                restore(loop[name])
         try:
             self._state = msgspec.convert(checkpoint.state, type=LoopState)
         except msgspec.ValidationError as problem:
-            raise CheckpointError(f"{where}: its state is damaged: {problem}") from problem
+            raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
+        self._saved = checkpoint.state
         self._on_message(f"resumed at step {self._state.step} from {folder}")
+
+
+def _random_name(kind: str, rank: int) -> str:
+    """Of a rank's random state in a checkpoint."""
+    return f"random.{kind}" + (f".{rank}" if rank else "")
 
 
 class _Clock:
