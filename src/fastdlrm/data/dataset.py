@@ -5,6 +5,8 @@ Nothing is read until rows are gathered; the page cache is shared by all process
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from fastdlrm.contracts.manifest import MANIFEST, DatasetManifest, read_manifest, verify_files
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.data.parts import read_parts
@@ -57,9 +59,17 @@ class Dataset:
         Raises:
             DataError: The dataset has no such split.
         """
+        return Rows(self.record_batches(name), self.schema)
+
+    def record_batches(self, name: str) -> list[pa.RecordBatch]:
+        """The encoded rows of train, validation or test in order, memory-mapped.
+
+        Raises:
+            DataError: The dataset has no such split, or a part is damaged.
+        """
         if name not in self.manifest.splits:
             raise DataError(
                 f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
                 f"prepare again with [data.split.{name}] set"
             )
-        return Rows(read_parts(self.folder, self.manifest, name), self.schema)
+        return read_parts(self.folder, self.manifest, name)

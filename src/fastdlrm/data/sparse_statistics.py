@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import TableEncoding
-from fastdlrm.contracts.schema import FIRST_ID, MISSING, SparseFeature
+from fastdlrm.contracts.schema import MISSING, SparseFeature
 from fastdlrm.data.distribution import Distribution, distribution
 from fastdlrm.data.drift import Drift, binned, drift, id_bins
 from fastdlrm.data.lookups import Counts, Spectrum, most_frequent, row_counts
@@ -78,7 +78,7 @@ class TableScan:
     def __init__(self, folder: Path, encoding: TableEncoding) -> None:
         self._folder = folder
         self._encoding = encoding
-        self._first_id = FIRST_ID
+        self._first_id = encoding.first_id
         self._train: Counts = np.zeros(encoding.num_embeddings, dtype=np.uint64)
 
     def look_at(

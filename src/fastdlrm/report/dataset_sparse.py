@@ -168,7 +168,7 @@ def top_section(statistics: DatasetStatistics) -> Section:
         )
         for feature in features
     ]
-    text = "Shares of the feature's ids. Encoding “hash” keeps no values."
+    text = "Shares of the feature's ids. Encodings “hash” and “identity” keep no values."
     return Section("Most frequent ids", [Paragraph(text), Grid(folds)])
 
 
