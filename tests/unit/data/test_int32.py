@@ -38,7 +38,7 @@ def test_by_hand(tmp_path: Path) -> None:
     }
     assert staged.input.size_bytes == 48
     assert staged.input.sha256 == hashlib.sha256(packed(ROWS)).hexdigest()
-    assert staged.num_positives == 1
+    assert staged.input.num_positives == 1
 
 
 def test_gzip_and_more_than_a_batch(tmp_path: Path) -> None:
