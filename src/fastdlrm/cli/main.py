@@ -11,7 +11,18 @@ from types import FrameType
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli import doctor, evaluate, generate, inspect, predict, prepare, train
+from fastdlrm.cli import (
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    multihot,
+    predict,
+    prepare,
+    random,
+    trace,
+    train,
+)
 from fastdlrm.errors import ConfigError, FastDLRMError
 
 app = typer.Typer(
@@ -37,6 +48,9 @@ app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
+app.command("random")(random.random)
+app.command("multihot")(multihot.multihot)
+app.add_typer(trace.app, name="trace")
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

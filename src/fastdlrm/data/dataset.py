@@ -3,6 +3,7 @@
 Nothing is read until rows are gathered; the page cache is shared by all processes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,20 +53,27 @@ class Dataset:
         """Label, features and tables."""
         return self.manifest.schema
 
+    def record_batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        """The encoded rows of train, validation or test, memory-mapped, a part at a time.
+
+        Raises:
+            DataError: The dataset has no such split.
+        """
+        if split not in self.manifest.splits:
+            raise DataError(
+                f"{self.folder}: no split {split!r}; it has {', '.join(self.manifest.splits)}; "
+                f"prepare again with [data.split.{split}] set"
+            )
+        for part in sorted(p for p in self.manifest.files if p.startswith(f"{split}/")):
+            yield from _read(self.folder / part)
+
     def split(self, name: str) -> Rows:
         """The rows of train, validation or test.
 
         Raises:
             DataError: The dataset has no such split.
         """
-        if name not in self.manifest.splits:
-            raise DataError(
-                f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
-                f"prepare again with [data.split.{name}] set"
-            )
-        parts = sorted(p for p in self.manifest.files if p.startswith(f"{name}/"))
-        batches = [batch for part in parts for batch in _read(self.folder / part)]
-        rows = Rows(batches, self.schema)
+        rows = Rows(list(self.record_batches(name)), self.schema)
         expected = self.manifest.splits[name].num_rows
         if len(rows) != expected:
             raise DataError(

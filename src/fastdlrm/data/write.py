@@ -3,17 +3,28 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from fastdlrm.contracts.manifest import FileEntry, entry_of, sync_folder
+from fastdlrm.contracts.manifest import FileEntry, SplitInfo, entry_of, sync_folder
 from fastdlrm.errors import DataError
 
+PART_BYTES = 128 << 20
+"""Bytes of a part that is filled batch by batch, about."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PartsWritten(NamedTuple):
+    """A split on disk: its parts' entries in the manifest, and its size."""
+
+    files: dict[str, FileEntry]
+    info: SplitInfo
 
 
 def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
@@ -25,6 +36,34 @@ def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         writer.write_batch(rows)
     return seal(path, rows.num_rows)
+
+
+def write_parts(folder: Path, split: str, batches: Iterable[pa.RecordBatch]) -> PartsWritten:
+    """Write a split of a dataset: parts of whole batches, about PART_BYTES each.
+
+    Args:
+        folder: The dataset.
+        split: Its name.
+        batches: Encoded rows, labelled; memory holds those of one part twice.
+    """
+    files: dict[str, FileEntry] = {}
+    num_positives = 0
+    waiting: list[pa.RecordBatch] = []
+
+    def flush() -> None:
+        name = f"{split}/part-{len(files):05d}.arrow"
+        (rows,) = pa.Table.from_batches(waiting).combine_chunks().to_batches()
+        files[name] = write_part(folder / name, rows)
+        waiting.clear()
+
+    for batch in batches:
+        if waiting and sum(b.nbytes for b in waiting) + batch.nbytes > PART_BYTES:
+            flush()
+        waiting.append(batch)
+        num_positives += pc.sum(batch.column("label")).as_py()
+    flush()
+    num_rows = sum(entry.num_rows for entry in files.values())
+    return PartsWritten(files, SplitInfo(num_rows=num_rows, num_positives=num_positives))
 
 
 def seal(path: Path, num_rows: int = 0) -> FileEntry:

@@ -1,0 +1,277 @@
+"""Files of traces: ids as text or .npy, and profiles as the three lines of text of the reference.
+
+A profile's lines: distinct ids in the order of their first use; the distances that occur, ascending
+from 0; the share of accesses with at most each distance. Numbers are separated by a comma and a
+space. Both kinds of file are read and written piece by piece.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from fastdlrm.contracts.manifest import sync_folder
+from fastdlrm.data.trace import Ids, Profile
+from fastdlrm.errors import ConfigError, DataError
+
+IDS_AT_ONCE = 1 << 20
+_BYTES_AT_ONCE = 1 << 22
+_SHARE_ERROR = 1e-6
+"""Most that the last cumulative share may differ from 1, for it is rounded in some files."""
+
+
+def read_ids(path: Path) -> Iterator[Ids]:
+    """The ids of a trace, some at a time.
+
+    Args:
+        path: A .npy file of one dimension of whole numbers; else text, whole numbers from 0 to
+            2**64 - 1 separated by commas, spaces or line ends.
+
+    Raises:
+        DataError: The file cannot be read or holds something else; names file, line and entry.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; name a trace of ids, .npy or text")
+    if path.suffix == ".npy":
+        yield from _read_npy(path)
+    else:
+        yield from _read_text(path)
+
+
+def read_feature(rows: Iterable[pa.RecordBatch], feature: str) -> Iterator[Ids]:
+    """The ids of a sparse feature of a dataset, bag after bag."""
+    for batch in rows:
+        column = batch.column(feature)
+        ids = column.flatten() if pa.types.is_list(column.type) else column
+        yield ids.to_numpy().astype(np.uint64)
+
+
+def in_order_of_features(paths: Sequence[Path]) -> list[Path]:
+    """Profiles named NAME_j.log by their number j.
+
+    Raises:
+        DataError: The numbers are not 0, 1, 2, ..., each once.
+    """
+    numbers = [re.fullmatch(r"(?:.*_)?([0-9]+)", path.stem) for path in paths]
+    by_number = {int(n[1]): path for n, path in zip(numbers, paths, strict=True) if n}
+    if sorted(by_number) != list(range(len(paths))):
+        raise DataError(
+            f"profiles {', '.join(path.name for path in paths)}: their names end in the numbers "
+            f"{sorted(by_number)}; one of 0 .. {len(paths) - 1} each is needed, as in C1_0.log"
+        )
+    return [by_number[j] for j in range(len(paths))]
+
+
+def check_ids_path(path: Path) -> None:
+    """Check that ids can be written there, before they are drawn.
+
+    Raises:
+        ConfigError: The name ends in neither .npy nor .txt.
+    """
+    if path.suffix not in (".npy", ".txt"):
+        raise ConfigError(f"--out {path}: name a file that ends in .npy or .txt")
+
+
+def write_ids(path: Path, pieces: Iterable[Ids], num_ids: int) -> None:
+    """Write ids so that the file appears complete or not at all.
+
+    Args:
+        path: .npy gives uint64; .txt one line of text, as the reference reads it.
+        pieces: The ids.
+        num_ids: Of all pieces together.
+    """
+    with _replacing(path) as file:
+        if path.suffix == ".npy":
+            header = {"descr": "<u8", "fortran_order": False, "shape": (num_ids,)}
+            npy.write_array_header_1_0(file, header)
+            for piece in pieces:
+                file.write(piece.astype("<u8").tobytes())
+        else:
+            _write_line(file, pieces)
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile.
+
+    Raises:
+        DataError: It is not one; names file, line, entry and what is wrong.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; name a profile made by `fastdlrm trace profile`")
+    with path.open("rb") as file:
+        lines = [_line(file) for _ in range(3)]
+        if any(not line.strip() for line in lines) or file.read().strip():
+            raise DataError(
+                f"{path}: not three lines of numbers; a profile holds ids, distances and "
+                "cumulative shares"
+            )
+    ids = _numbers(lines[0], path, 1, _whole, np.uint64)
+    distances = _numbers(lines[1], path, 2, _whole, np.uint64).astype(np.int64)
+    cumulative = _numbers(lines[2], path, 3, _share, np.float64)
+    _check(path, ids, distances, cumulative)
+    return Profile(ids=ids, distances=distances, cumulative=cumulative / cumulative[-1])
+
+
+def write_profile(path: Path, profile: Profile) -> None:
+    """Write a profile so that the file appears complete or not at all."""
+    with _replacing(path) as file:
+        for numbers in (profile.ids, profile.distances, profile.cumulative):
+            _write_line(
+                file,
+                (numbers[i : i + IDS_AT_ONCE] for i in range(0, len(numbers), IDS_AT_ONCE)),
+            )
+
+
+def _read_npy(path: Path) -> Iterator[Ids]:
+    try:
+        trace = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as problem:
+        raise DataError(f"{path}: not a .npy file of numbers: {problem}; save it anew") from problem
+    if trace.ndim != 1 or trace.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {trace.dtype} of shape {trace.shape}; one dimension of whole numbers is "
+            "allowed"
+        )
+    for start in range(0, len(trace), IDS_AT_ONCE):
+        piece = np.asarray(trace[start : start + IDS_AT_ONCE])
+        if trace.dtype.kind == "i" and piece.min() < 0:
+            place = start + int(np.argmax(piece < 0))
+            raise DataError(
+                f"{path}: entry {place + 1} is {trace[place]}; 0 .. 2**64 - 1 is allowed"
+            )
+        yield piece.astype(np.uint64)
+
+
+def _read_text(path: Path) -> Iterator[Ids]:
+    """Lines may be of any length: blocks are cut after their last separator."""
+    with path.open("rb") as file:
+        line, rest = 1, b""
+        while block := file.read(_BYTES_AT_ONCE):
+            block = rest + block
+            cut = max(block.rfind(separator) for separator in b", \n") + 1
+            block, rest = block[:cut], block[cut:]
+            yield _ids_of(block, path, line)
+            line += block.count(b"\n")
+        yield _ids_of(rest, path, line)
+
+
+def _ids_of(block: bytes, path: Path, line: int) -> Ids:
+    try:
+        return np.array([_whole(w) for w in block.replace(b",", b" ").split()], dtype=np.uint64)
+    except ValueError:
+        texts = block.split(b"\n")
+        for number, text in enumerate(texts):
+            _numbers(text.replace(b",", b" "), path, line + number, _whole, np.uint64, None)
+        raise
+
+
+def _numbers(
+    line: bytes,
+    path: Path,
+    number: int,
+    parse: Callable[[bytes], Any],
+    kind: Any,
+    separator: bytes | None = b",",
+) -> NDArray[Any]:
+    """The numbers of one line."""
+    words = line.split(separator)
+    try:
+        return np.fromiter((parse(word) for word in words), dtype=kind, count=len(words))
+    except ValueError:
+        place, word = next((i, w) for i, w in enumerate(words) if not _parses(parse, w))
+        allowed = "whole numbers 0 .. 2**64 - 1" if parse is _whole else "shares above 0, up to 1"
+        shown = word.strip().decode(errors="replace")[:40]
+        raise DataError(
+            f"{path} line {number}: entry {place + 1} is {shown!r}; {allowed} are allowed, with a "
+            "comma between them"
+        ) from None
+
+
+def _parses(parse: Callable[[bytes], Any], word: bytes) -> bool:
+    try:
+        parse(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _whole(word: bytes) -> int:
+    number = int(word) if word.strip().isdigit() else -1
+    if not 0 <= number < 1 << 64:
+        raise ValueError
+    return number
+
+
+def _share(word: bytes) -> float:
+    number = float(word)
+    if not 0 < number <= 1 + _SHARE_ERROR:
+        raise ValueError
+    return number
+
+
+def _check(
+    path: Path,
+    ids: Ids,
+    distances: NDArray[np.int64],
+    cumulative: NDArray[np.float64],
+) -> None:
+    """Refuse a profile that no trace has."""
+    if len(np.unique(ids)) != len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        raise DataError(
+            f"{path} line 1: id {values[counts > 1][0]} stands {counts.max()} times; ids are "
+            "distinct"
+        )
+    if distances[0] != 0 or (np.diff(distances) <= 0).any():
+        raise DataError(f"{path} line 2: distances must ascend from 0; make the profile again")
+    if distances[-1] > len(ids):
+        raise DataError(
+            f"{path} line 2: distance {distances[-1]} for {len(ids)} ids in line 1; no distance "
+            "exceeds the number of ids"
+        )
+    if len(cumulative) != len(distances):
+        raise DataError(
+            f"{path} line 3: {len(cumulative)} shares for {len(distances)} distances in line 2; "
+            "one each is allowed"
+        )
+    if (np.diff(cumulative) < 0).any() or abs(cumulative[-1] - 1) > _SHARE_ERROR:
+        raise DataError(
+            f"{path} line 3: cumulative shares must ascend to 1; make the profile again"
+        )
+
+
+def _line(file: BinaryIO) -> bytes:
+    return file.readline().rstrip(b"\r\n")
+
+
+def _write_line(file: BinaryIO, pieces: Iterable[Sequence[Any] | NDArray[Any]]) -> None:
+    """Numbers as text; `tolist` gives Python's own, whose text numpy's types do not have."""
+    separator = ""
+    for piece in pieces:
+        if len(piece):
+            file.write((separator + ", ".join(map(repr, np.asarray(piece).tolist()))).encode())
+            separator = ", "
+    file.write(b"\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name only when it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
