@@ -99,7 +99,8 @@ class MultiHot:
         if self.distribution == "uniform":
             further = unit * rows
         else:
-            square = (1 - unit) ** -2
+            inverse = 1 / (1 - unit)  # products, not a power: they are rounded alike everywhere
+            square = inverse * inverse
             further = torch.fmod((square * square - 1).floor_(), rows)
         return torch.cat([ids.int()[:, None], further.int().clamp_(max=rows - 1)], 1)
 

@@ -26,12 +26,17 @@ def unit_of(key: Tensor) -> Tensor:
     return _shifted(key, 11).double() * 2.0**-53
 
 
+def draws(stream: np.uint64, start: int, stop: int, device: torch.device) -> Tensor:
+    """`keys.draws`: numbers start .. stop - 1 of a stream, 64 bits each."""
+    place = torch.arange(start + 1, stop + 1, device=device)
+    return mix(signed(stream) + place * _GOLDEN)
+
+
 def uniforms(stream: np.uint64, start: int, stop: int, device: torch.device) -> Tensor:
     """`keys.uniforms`: numbers start .. stop - 1 of a stream, float64, the same on every device."""
-    if device.type == "cpu":
+    if device.type == "cpu":  # one pass where tensors take a dozen
         return torch.from_numpy(keys.uniforms(stream, start, stop))
-    place = torch.arange(start + 1, stop + 1, device=device)
-    return unit_of(mix(signed(stream) + place * _GOLDEN))
+    return unit_of(draws(stream, start, stop, device))
 
 
 def signed(key: np.uint64) -> int:

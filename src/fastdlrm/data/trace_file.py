@@ -5,9 +5,10 @@ from 0; the share of accesses with at most each distance. Numbers are separated 
 space. Both kinds of file are read and written piece by piece.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -112,9 +113,9 @@ def read_profile(path: Path) -> Profile:
                 f"{path}: not three lines of numbers; a profile holds ids, distances and "
                 "cumulative shares"
             )
-    ids = _numbers(lines[0], path, 1, _whole, np.uint64)
-    distances = _numbers(lines[1], path, 2, _whole, np.uint64).astype(np.int64)
-    cumulative = _numbers(lines[2], path, 3, _share, np.float64)
+    ids = _whole_numbers(lines[0], path, 1)
+    distances = _whole_numbers(lines[1], path, 2).astype(np.int64)
+    cumulative = _shares(lines[2], path, 3)
     _check(path, ids, distances, cumulative)
     return Profile(ids=ids, distances=distances, cumulative=cumulative / cumulative[-1])
 
@@ -152,68 +153,60 @@ def _read_npy(path: Path) -> Iterator[Ids]:
 def _read_text(path: Path) -> Iterator[Ids]:
     """Lines may be of any length: blocks are cut after their last separator."""
     with path.open("rb") as file:
-        line, rest = 1, b""
-        while block := file.read(_BYTES_AT_ONCE):
-            block = rest + block
-            cut = max(block.rfind(separator) for separator in b", \n") + 1
+        line, entry, rest = 1, 0, b""
+        while block := rest + file.read(_BYTES_AT_ONCE):
+            is_last = len(block) - len(rest) < _BYTES_AT_ONCE
+            cut = len(block) if is_last else max(block.rfind(c) for c in b", \t\n") + 1
             block, rest = block[:cut], block[cut:]
-            yield _ids_of(block, path, line)
-            line += block.count(b"\n")
-        yield _ids_of(rest, path, line)
+            ids = _whole_numbers(block, path, line, entry)
+            yield ids
+            num_lines = block.count(b"\n")
+            line += num_lines
+            entry = len(_words(block[block.rfind(b"\n") :])) if num_lines else entry + len(ids)
 
 
-def _ids_of(block: bytes, path: Path, line: int) -> Ids:
-    try:
-        return np.array([_whole(w) for w in block.replace(b",", b" ").split()], dtype=np.uint64)
-    except ValueError:
-        texts = block.split(b"\n")
-        for number, text in enumerate(texts):
-            _numbers(text.replace(b",", b" "), path, line + number, _whole, np.uint64, None)
-        raise
+def _whole_numbers(text: bytes, path: Path, line: int, entry: int = 0) -> Ids:
+    """The ids of a text that begins in a line, behind so many of the line's entries."""
+    if not text.translate(None, b"0123456789, \t\r\n"):
+        words = _words(text)
+        try:
+            return np.fromiter(map(int, words), dtype=np.uint64, count=len(words))
+        except OverflowError:
+            pass  # told below, with its place
+    numbers = []
+    for row in text.split(b"\n"):
+        for word in _words(row):
+            entry += 1
+            if not word.isdigit() or int(word) >= 1 << 64:
+                raise _wrong_entry(path, line, entry, word, "whole numbers 0 .. 2**64 - 1")
+            numbers.append(int(word))
+        line, entry = line + 1, 0
+    return np.array(numbers, dtype=np.uint64)
 
 
-def _numbers(
-    line: bytes,
-    path: Path,
-    number: int,
-    parse: Callable[[bytes], Any],
-    kind: Any,
-    separator: bytes | None = b",",
-) -> NDArray[Any]:
-    """The numbers of one line."""
-    words = line.split(separator)
-    try:
-        return np.fromiter((parse(word) for word in words), dtype=kind, count=len(words))
-    except ValueError:
-        place, word = next((i, w) for i, w in enumerate(words) if not _parses(parse, w))
-        allowed = "whole numbers 0 .. 2**64 - 1" if parse is _whole else "shares above 0, up to 1"
-        shown = word.strip().decode(errors="replace")[:40]
-        raise DataError(
-            f"{path} line {number}: entry {place + 1} is {shown!r}; {allowed} are allowed, with a "
-            "comma between them"
-        ) from None
+def _shares(text: bytes, path: Path, line: int) -> NDArray[np.float64]:
+    shares = []
+    for entry, word in enumerate(_words(text), start=1):
+        try:
+            share = float(word)
+        except ValueError:
+            share = math.nan
+        if not 0 < share <= 1 + _SHARE_ERROR:
+            raise _wrong_entry(path, line, entry, word, "shares above 0, up to 1,")
+        shares.append(share)
+    return np.array(shares)
 
 
-def _parses(parse: Callable[[bytes], Any], word: bytes) -> bool:
-    try:
-        parse(word)
-    except ValueError:
-        return False
-    return True
+def _words(text: bytes) -> list[bytes]:
+    return text.replace(b",", b" ").split()
 
 
-def _whole(word: bytes) -> int:
-    number = int(word) if word.strip().isdigit() else -1
-    if not 0 <= number < 1 << 64:
-        raise ValueError
-    return number
-
-
-def _share(word: bytes) -> float:
-    number = float(word)
-    if not 0 < number <= 1 + _SHARE_ERROR:
-        raise ValueError
-    return number
+def _wrong_entry(path: Path, line: int, entry: int, word: bytes, allowed: str) -> DataError:
+    shown = word.decode(errors="replace")[:40]
+    return DataError(
+        f"{path} line {line}: entry {entry} is {shown!r}; {allowed} are allowed, separated by "
+        "commas or spaces"
+    )
 
 
 def _check(

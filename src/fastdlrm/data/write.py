@@ -16,7 +16,7 @@ from fastdlrm.contracts.manifest import FileEntry, SplitInfo, entry_of, sync_fol
 from fastdlrm.errors import DataError
 
 PART_BYTES = 128 << 20
-"""Bytes of a part that is filled batch by batch, about."""
+"""Most bytes of a part that is filled batch by batch."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -38,17 +38,20 @@ def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
     return seal(path, rows.num_rows)
 
 
-def write_parts(folder: Path, split: str, batches: Iterable[pa.RecordBatch]) -> PartsWritten:
-    """Write a split of a dataset: parts of whole batches, about PART_BYTES each.
+def write_parts(
+    folder: Path, split: str, batches: Iterable[pa.RecordBatch], part_bytes: int = PART_BYTES
+) -> PartsWritten:
+    """Write a split of a dataset batch by batch.
 
     Args:
         folder: The dataset.
         split: Its name.
-        batches: Encoded rows, labelled; memory holds those of one part twice.
+        batches: Encoded rows, labelled.
+        part_bytes: Most bytes of a part, unless one batch has more. Memory holds a part twice.
     """
     files: dict[str, FileEntry] = {}
-    num_positives = 0
     waiting: list[pa.RecordBatch] = []
+    num_bytes = num_positives = 0
 
     def flush() -> None:
         name = f"{split}/part-{len(files):05d}.arrow"
@@ -57,11 +60,14 @@ def write_parts(folder: Path, split: str, batches: Iterable[pa.RecordBatch]) -> 
         waiting.clear()
 
     for batch in batches:
-        if waiting and sum(b.nbytes for b in waiting) + batch.nbytes > PART_BYTES:
+        if waiting and num_bytes + batch.nbytes > part_bytes:
             flush()
+            num_bytes = 0
         waiting.append(batch)
+        num_bytes += batch.nbytes
         num_positives += pc.sum(batch.column("label")).as_py()
-    flush()
+    if waiting:
+        flush()
     num_rows = sum(entry.num_rows for entry in files.values())
     return PartsWritten(files, SplitInfo(num_rows=num_rows, num_positives=num_positives))
 
