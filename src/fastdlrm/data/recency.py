@@ -1,9 +1,9 @@
-"""A recency stack: entries in the order of their last use, found by depth in O(log n).
+"""A recency stack: entries in the order of their last use, each found by its depth in O(log n).
 
 Each use takes the next slot of a line of slots, and the slot of the entry's last use is freed, so
 that slots in use, read from the end of the line, are the stack from its top. Depth is a count of
 used slots: a bit a slot, and a Fenwick tree over blocks of 512 slots, which for 10 M entries take
-4 MB and 256 KB, so that a search stays in the cache. When the line is used up, its used slots are
+2.5 MB and 160 KB, so that a search stays in the cache. When the line is used up, its used slots are
 moved to its beginning.
 
 Invariants: an entry holds one slot at most; at least half of the slots are free after a move.
@@ -11,7 +11,7 @@ Invariants: an entry holds one slot at most; at least half of the slots are free
 Source: Bennett and Kruskal 1975 (stack distances by a tree of marks); Fenwick 1994.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -21,6 +21,8 @@ BLOCK = 512
 """Slots a block: the bits of one cache line."""
 _WORDS = BLOCK // 64
 _ONE = np.uint64(1)
+
+Indices = NDArray[np.signedinteger[Any]]
 
 
 class RecencyStack(NamedTuple):
@@ -34,44 +36,49 @@ class RecencyStack(NamedTuple):
         state: Next slot, slots in use; shape (2,).
     """
 
-    owner: NDArray[np.int32]
+    owner: Indices
     words: NDArray[np.uint64]
-    tree: NDArray[np.int32]
-    place: NDArray[np.int32]
+    tree: Indices
+    place: Indices
     state: NDArray[np.int64]
 
 
+def index_type(num_entries: int) -> type[np.signedinteger[Any]]:
+    """The smaller type that holds every entry and slot."""
+    return np.int32 if 2 * num_entries + BLOCK < 2**31 else np.int64
+
+
 def new_stack(num_entries: int) -> RecencyStack:
-    """An empty stack for entries 0 .. num_entries - 1; about 13 bytes an entry."""
+    """An empty stack for entries 0 .. num_entries - 1; about 13 bytes an entry, 25 from 2**30."""
     num_blocks = -(-max(1, 2 * num_entries) // BLOCK)
+    kind = index_type(num_entries)
     return RecencyStack(
-        owner=np.empty(num_blocks * BLOCK, dtype=np.int32),
+        owner=np.empty(num_blocks * BLOCK, dtype=kind),
         words=np.zeros(num_blocks * _WORDS, dtype=np.uint64),
-        tree=np.zeros(num_blocks + 1, dtype=np.int32),
-        place=np.full(num_entries, -1, dtype=np.int32),
+        tree=np.zeros(num_blocks + 1, dtype=kind),
+        place=np.full(num_entries, -1, dtype=kind),
         state=np.zeros(2, dtype=np.int64),
     )
 
 
 @njit(cache=True, nogil=True)
-def push(stack: RecencyStack, entry: int) -> None:
-    """Put an entry on top, taking it from where it is."""
-    if stack.place[entry] >= 0:
-        _mark(stack, stack.place[entry], -1)
+def push(stack: RecencyStack, entry: int, slot: int) -> None:
+    """Put an entry on top, taking it from its slot; -1 for an entry that has none."""
+    if slot >= 0:
+        _mark(stack, slot, -1)
     if stack.state[0] == len(stack.owner):
         stack.place[entry] = -1
         _move_down(stack)
-    slot = stack.state[0]
-    stack.state[0] = slot + 1
-    stack.owner[slot] = entry
-    stack.place[entry] = slot
-    _mark(stack, slot, 1)
+    top = stack.state[0]
+    stack.state[0] = top + 1
+    stack.owner[top] = entry
+    stack.place[entry] = top
+    _mark(stack, top, 1)
 
 
 @njit(cache=True, nogil=True)
-def depth_of(stack: RecencyStack, entry: int) -> int:
-    """Depth of an entry from the top, 1 for the top itself; 0 if it is absent."""
-    slot = stack.place[entry]
+def depth_at(stack: RecencyStack, slot: int) -> int:
+    """Depth from the top of the entry in a slot, 1 for the top itself; 0 for slot -1."""
     if slot < 0:
         return 0
     below = 0
@@ -86,8 +93,8 @@ def depth_of(stack: RecencyStack, entry: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def entry_at(stack: RecencyStack, depth: int) -> int:
-    """The entry at a depth, 1 .. entries in the stack."""
+def slot_at(stack: RecencyStack, depth: int) -> int:
+    """The slot of the entry at a depth, 1 .. entries in the stack."""
     rest = stack.state[1] - depth
     num_blocks = len(stack.tree) - 1
     block, step = 0, 1
@@ -108,7 +115,7 @@ def entry_at(stack: RecencyStack, depth: int) -> int:
     for _ in range(rest):
         bits &= bits - _ONE
     lowest = bits & (~bits + _ONE)
-    return stack.owner[64 * word + _ones(lowest - _ONE)]
+    return 64 * word + _ones(lowest - _ONE)
 
 
 @njit(cache=True, nogil=True)
@@ -116,7 +123,7 @@ def copy_to(stack: RecencyStack, into: RecencyStack) -> None:
     """Put all entries, in their order, on an empty stack."""
     for slot in range(stack.state[0]):
         if stack.place[stack.owner[slot]] == slot:
-            push(into, stack.owner[slot])
+            push(into, stack.owner[slot], -1)
 
 
 @njit(cache=True, nogil=True)

@@ -18,7 +18,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fastdlrm.data import keys
-from fastdlrm.data.recency import RecencyStack, copy_to, depth_of, entry_at, new_stack, push
+from fastdlrm.data.recency import (
+    Indices,
+    RecencyStack,
+    copy_to,
+    depth_at,
+    index_type,
+    new_stack,
+    push,
+    slot_at,
+)
 from fastdlrm.errors import DataError
 
 Ids = NDArray[np.uint64]
@@ -85,7 +94,7 @@ class Profiler:
         """Count the next accesses of the trace."""
         for start in range(0, len(ids), _COUNT_AT_ONCE):
             piece = ids[start : start + _COUNT_AT_ONCE]
-            entries = np.empty(len(piece), dtype=np.int32)
+            entries = np.empty(len(piece), dtype=np.int64)
             done = 0
             while True:
                 known, self._num_ids = _find(
@@ -118,7 +127,7 @@ class Profiler:
         self._ids = np.concatenate([self._ids, np.empty(capacity - len(self._ids), np.uint64)])
         more = np.zeros(capacity + 1 - len(self._counts), np.int64)
         self._counts = np.concatenate([self._counts, more])
-        self._slots = np.zeros(2 * capacity, np.int32)
+        self._slots = np.zeros(2 * capacity, index_type(capacity))
         _enter(self._ids[: self._num_ids], self._slots)
         stack, self._stack = self._stack, new_stack(capacity)
         copy_to(stack, self._stack)
@@ -134,7 +143,7 @@ class _State(NamedTuple):
     """
 
     counts: NDArray[np.int64]
-    deferred: NDArray[np.int32]
+    deferred: Indices
 
 
 class TraceGenerator:
@@ -155,9 +164,8 @@ class TraceGenerator:
         _push_all(self._stack)
         self._guide = _guide(self._profile.cumulative)
         self._num_drawn = 0
-        self._state = _State(
-            counts=np.zeros(4, dtype=np.int64), deferred=np.empty(len(profile.ids), dtype=np.int32)
-        )
+        deferred = np.empty(len(profile.ids), dtype=index_type(len(profile.ids)))
+        self._state = _State(counts=np.zeros(4, dtype=np.int64), deferred=deferred)
 
     def draw(self, count: int) -> Ids:
         """The next accesses of the trace, shape (count,)."""
@@ -178,8 +186,8 @@ def _find(
     start: int,
     ids: Ids,
     num_ids: int,
-    slots: NDArray[np.int32],
-    entries: NDArray[np.int32],
+    slots: Indices,
+    entries: Indices,
 ) -> tuple[int, int]:
     """Find the entries of trace[start:], making new ones until they have no room.
 
@@ -210,7 +218,7 @@ def _find(
 
 
 @njit(cache=True, nogil=True)
-def _enter(ids: Ids, slots: NDArray[np.int32]) -> None:
+def _enter(ids: Ids, slots: Indices) -> None:
     """Enter distinct ids into an empty hash table."""
     mask = np.uint64(len(slots) - 1)
     for entry in range(len(ids)):
@@ -221,18 +229,19 @@ def _enter(ids: Ids, slots: NDArray[np.int32]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _count(entries: NDArray[np.int32], counts: NDArray[np.int64], stack: RecencyStack) -> None:
+def _count(entries: Indices, counts: NDArray[np.int64], stack: RecencyStack) -> None:
     """Count the distances of accesses."""
     for entry in entries:
-        counts[depth_of(stack, entry)] += 1
-        push(stack, entry)
+        slot = stack.place[entry]
+        counts[depth_at(stack, slot)] += 1
+        push(stack, entry, slot)
 
 
 @njit(cache=True, nogil=True)
 def _push_all(stack: RecencyStack) -> None:
     """Put all entries on the stack, entry 0 at its bottom at last."""
     for entry in range(len(stack.place)):
-        push(stack, entry)
+        push(stack, entry, -1)
 
 
 @njit(cache=True, nogil=True)
@@ -305,7 +314,8 @@ def _generate(
         if distance == 0:
             distance = len(ids)
             num_new += 1
-        entry = entry_at(stack, distance)
-        push(stack, entry)
+        slot = slot_at(stack, distance)
+        entry = stack.owner[slot]
+        push(stack, entry, slot)
         out[i] = ids[entry]
     state.counts[:] = (num_new, reach, head, tail)
