@@ -21,6 +21,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdlrm import __version__
@@ -92,17 +94,13 @@ class MultiHot:
             The id itself in front, shape (n, size), int32.
         """
         size, rows = self.sizes[feature], self.tables[feature]
-        stream = tensor_keys.signed(keys.stream(self.seed, f"bag {self.features[feature]}"))
-        places = torch.arange(1, size, device=ids.device) << 32
-        key = tensor_keys.mix(stream ^ tensor_keys.mix(ids.long()[:, None] | places))
-        unit = tensor_keys.unit_of(key)
-        if self.distribution == "uniform":
-            further = unit * rows
-        else:
-            inverse = 1 / (1 - unit)  # products, not a power: they are rounded alike everywhere
-            square = inverse * inverse
-            further = torch.fmod((square * square - 1).floor_(), rows)
-        return torch.cat([ids.int()[:, None], further.int().clamp_(max=rows - 1)], 1)
+        stream = keys.stream(self.seed, f"bag {self.features[feature]}")
+        is_pareto = self.distribution == "pareto"
+        if ids.device.type == "cpu":  # one pass where tensors take a dozen
+            out = np.empty((len(ids), size), dtype=np.int32)
+            _write_bags(ids.numpy(), stream, rows, is_pareto, out)
+            return torch.from_numpy(out)
+        return bags_of(ids, stream, size, rows, is_pareto)
 
     def __call__(self, batch: Batch) -> Batch:
         """A batch of single ids as one of bags, on its device."""
@@ -116,6 +114,49 @@ class MultiHot:
             num_features=F,
         )
         return Batch(dense=batch.dense, sparse=sparse, labels=batch.labels)
+
+
+def bags_of(ids: Tensor, stream: np.uint64, size: int, rows: int, is_pareto: bool) -> Tensor:
+    """The bags of some ids on any device: what `MultiHot.bags` means.
+
+    Args:
+        ids: Shape (n,), any type of whole numbers.
+        stream: Of the feature.
+        size: Ids a bag.
+        rows: Of the table.
+        is_pareto: Distribution of the further ids; else uniform.
+
+    Returns:
+        The id itself in front, shape (n, size), int32.
+    """
+    places = torch.arange(1, size, device=ids.device) << 32
+    own = tensor_keys.mix(ids.long()[:, None] | places)
+    unit = tensor_keys.unit_of(tensor_keys.mix(tensor_keys.signed(stream) ^ own))
+    if is_pareto:
+        inverse = 1 / (1 - unit)  # products, not a power: they are rounded alike everywhere
+        square = inverse * inverse
+        further = torch.fmod((square * square - 1).floor_(), rows)
+    else:
+        further = unit * rows
+    return torch.cat([ids.int()[:, None], further.int().clamp_(max=rows - 1)], 1)
+
+
+@njit(cache=True, nogil=True)
+def _write_bags(
+    ids: NDArray[Any], stream: np.uint64, rows: int, is_pareto: bool, out: NDArray[np.int32]
+) -> None:
+    """`bags_of`, compiled; `out` has the shape (n, size)."""
+    for i in range(len(ids)):
+        out[i, 0] = ids[i]
+        for place in range(1, out.shape[1]):
+            own = keys.mix(np.uint64(ids[i]) | (np.uint64(place) << np.uint64(32)))
+            unit = np.float64(keys.mix(stream ^ own) >> np.uint64(11)) * 2.0**-53
+            if is_pareto:
+                inverse = 1.0 / (1.0 - unit)
+                square = inverse * inverse
+                out[i, place] = np.fmod(np.floor(square * square - 1.0), rows)
+            else:
+                out[i, place] = min(int(unit * rows), rows - 1)
 
 
 def write_multi_hot(
@@ -220,7 +261,7 @@ def _expanded(rows: pa.RecordBatch, maker: MultiHot, columns: pa.Schema) -> pa.R
         if field.name in places:
             feature = places[field.name]
             size = maker.sizes[feature]
-            ids = torch.from_numpy(values.to_numpy().astype(np.int64))
+            ids = torch.from_numpy(values.to_numpy().astype(np.int64))  # torch lacks some types
             bags = maker.bags(feature, ids).view(-1).numpy()
             offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * size)
             id_type = field.type.value_type.to_pandas_dtype()

@@ -7,7 +7,7 @@ from fastdlrm.batch import Batch
 from fastdlrm.contracts.hashing import mix
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.keys import stream
-from fastdlrm.data.multihot import MLPERF_SIZES, MultiHot, write_multi_hot
+from fastdlrm.data.multihot import MLPERF_SIZES, MultiHot, bags_of, write_multi_hot
 from fastdlrm.errors import ConfigError, DataError
 from tests.builders import tiny_dataset
 
@@ -45,6 +45,16 @@ def test_bags_by_hand(feature, distribution):
     bags = _maker(distribution).bags(feature, torch.tensor(ids))
     expected = [_by_hand(feature, i, distribution, SIZES[feature]) for i in ids]
     assert bags.tolist() == expected
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_tensors_and_compiled_code_agree(distribution, dtype):
+    ids = torch.arange(3000, dtype=dtype)
+    compiled = _maker(distribution).bags(1, ids)
+    tensors = bags_of(ids, stream(0, "bag b"), 100, TABLES[1], distribution == "pareto")
+    assert torch.equal(compiled, tensors)
+    assert compiled.dtype == tensors.dtype
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
