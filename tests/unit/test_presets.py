@@ -12,5 +12,5 @@ def test_every_preset_decodes_and_round_trips(name):
 
 
 def test_the_presets_there_are():
-    expected = ["adult", "criteo-generated", "criteo-kaggle", "criteo-sample", "tiny"]
+    expected = ["adult", "criteo-generated", "criteo-kaggle", "criteo-sample", "random", "tiny"]
     assert preset_names() == expected

@@ -1,7 +1,7 @@
 """`fastdlrm multihot`: dataset of single ids -> dataset of bags."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,8 +33,6 @@ def multihot(
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.data.multihot import MLPERF_SIZES, write_multi_hot
 
-    if distribution not in ("uniform", "pareto"):
-        raise ConfigError(f"--distribution {distribution!r}: uniform or pareto is allowed")
     numbers = MLPERF_SIZES if sizes == "mlperf" else _numbers(sizes)
     dataset = Dataset.open(data)
     total = sum(split.num_rows for split in dataset.manifest.splits.values())
@@ -43,7 +41,7 @@ def multihot(
             dataset,
             out,
             numbers,
-            distribution=distribution,  # type: ignore[arg-type]
+            distribution=_distribution(distribution),
             seed=seed,
             num_workers=workers,
             progress=advance,
@@ -53,6 +51,12 @@ def multihot(
         json,
         lambda: {"ids a row": sum(numbers), **shown(manifest, out)},
     )
+
+
+def _distribution(text: str) -> Any:
+    if text not in ("uniform", "pareto"):
+        raise ConfigError(f"--distribution {text!r}: uniform or pareto is allowed")
+    return text
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
 import typer
@@ -108,6 +108,8 @@ def generate(
     paths = expand_inputs(profiles)
     num_rows = rows_by_split(length)
     if not config:
+        if len(num_rows) > 1:
+            raise ConfigError(f"--length {length!r}: one number for a file; splits need --config")
         num_ids = num_rows["train"]
         _generate_file(paths, out, num_ids, _rule(rule), seed)
         emit({"num_ids": num_ids, "file": str(out)}, json, lambda: {"ids": num_ids, "file": out})
@@ -200,11 +202,9 @@ def _written(out: Path, name: str, number: int, found: "Profile") -> TraceSummar
     )
 
 
-def _rule(text: str) -> "Rule":
-    from typing import get_args
-
+def _rule(text: str) -> Any:
     from fastdlrm.data.trace import Rule
 
     if text not in get_args(Rule):
         raise ConfigError(f"--rule {text!r}: {', '.join(get_args(Rule))} is allowed")
-    return text  # type: ignore[return-value]
+    return text

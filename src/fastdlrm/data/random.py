@@ -23,8 +23,8 @@ from fastdlrm.errors import ConfigError
 
 MOST_ROWS = 2**31 - 1
 _HEAD_RANKS = 4096
-"""Ranks of a Zipf distribution whose shares are summed; the rest are integrated, which errs by less
-than 1e-8 of a share from here on."""
+"""Ranks of a Zipf distribution whose shares are summed; the rest are integrated, which from here on
+errs by some 1e-8 of a share."""
 
 Uniforms = Callable[[int], Tensor]
 """So many numbers, uniform in [0, 1), on the batch's device."""

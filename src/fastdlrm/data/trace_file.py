@@ -8,7 +8,7 @@ space. Both kinds of file are read and written piece by piece.
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,9 +113,9 @@ def read_profile(path: Path) -> Profile:
                 f"{path}: not three lines of numbers; a profile holds ids, distances and "
                 "cumulative shares"
             )
-    ids = _whole_numbers(lines[0], path, 1)
-    distances = _whole_numbers(lines[1], path, 2).astype(np.int64)
-    cumulative = _shares(lines[2], path, 3)
+    ids = _in_pieces(_whole_numbers, lines[0], path, 1)
+    distances = _in_pieces(_whole_numbers, lines[1], path, 2).astype(np.int64)
+    cumulative = _in_pieces(_shares, lines[2], path, 3)
     _check(path, ids, distances, cumulative)
     return Profile(ids=ids, distances=distances, cumulative=cumulative / cumulative[-1])
 
@@ -165,28 +165,46 @@ def _read_text(path: Path) -> Iterator[Ids]:
             entry = len(_words(block[block.rfind(b"\n") :])) if num_lines else entry + len(ids)
 
 
+def _in_pieces(
+    parse: Callable[[bytes, Path, int, int], NDArray[Any]], text: bytes, path: Path, line: int
+) -> NDArray[Any]:
+    """A line's numbers, without a Python object for all of them at once."""
+    pieces: list[NDArray[Any]] = []
+    entry = start = 0
+    while start < len(text):
+        stop = start + _BYTES_AT_ONCE
+        if stop < len(text):
+            stop = max(text.rfind(c, start, stop) for c in (b",", b" ")) + 1 or stop
+        pieces.append(parse(text[start:stop], path, line, entry))
+        entry += len(pieces[-1])
+        start = stop
+    return np.concatenate(pieces)
+
+
 def _whole_numbers(text: bytes, path: Path, line: int, entry: int = 0) -> Ids:
     """The ids of a text that begins in a line, behind so many of the line's entries."""
     if not text.translate(None, b"0123456789, \t\r\n"):
         words = _words(text)
         try:
             return np.fromiter(map(int, words), dtype=np.uint64, count=len(words))
-        except OverflowError:
+        except (OverflowError, ValueError):  # of more digits than Python takes
             pass  # told below, with its place
     numbers = []
     for row in text.split(b"\n"):
         for word in _words(row):
             entry += 1
-            if not word.isdigit() or int(word) >= 1 << 64:
+            if not word.isdigit() or len(word.lstrip(b"0")) > 20 or int(word) >= 1 << 64:
                 raise _wrong_entry(path, line, entry, word, "whole numbers 0 .. 2**64 - 1")
             numbers.append(int(word))
         line, entry = line + 1, 0
     return np.array(numbers, dtype=np.uint64)
 
 
-def _shares(text: bytes, path: Path, line: int) -> NDArray[np.float64]:
+def _shares(text: bytes, path: Path, line: int, entry: int = 0) -> NDArray[np.float64]:
+    """Cumulative shares; arguments as for `_whole_numbers`."""
     shares = []
-    for entry, word in enumerate(_words(text), start=1):
+    for word in _words(text):
+        entry += 1
         try:
             share = float(word)
         except ValueError:

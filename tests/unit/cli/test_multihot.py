@@ -24,7 +24,7 @@ def test_bags_are_written_and_shown(data, tmp_path, capsys):
     [
         (("3,x",), "--sizes '3,x': mlperf, or whole numbers separated by commas"),
         (("mlperf",), r"multi-hot sizes \[3, 2, .*\] for 6 sparse features; one each"),
-        (("1", "zipf"), "--distribution 'zipf': uniform or pareto is allowed"),
+        (("1,1,1,1,1,1", "zipf"), "--distribution 'zipf': uniform or pareto is allowed"),
     ],
 )
 def test_what_cannot_be_made_is_refused(data, tmp_path, arguments, message):

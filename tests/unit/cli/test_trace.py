@@ -103,6 +103,12 @@ def test_a_trace_file_takes_one_profile(folder, tmp_path):
         generate([str(tmp_path / "*.log")], "10", tmp_path / "ids.npy")
 
 
+def test_a_trace_file_has_no_splits(folder, tmp_path):
+    profile(tmp_path, [str(folder / "first.txt")])
+    with pytest.raises(ConfigError, match="--length '10,5': one number for a file; splits need"):
+        generate([str(tmp_path / "first_0.log")], "10,5", tmp_path / "ids.npy")
+
+
 def test_a_rule_that_is_none_is_refused(folder, tmp_path):
     profile(tmp_path, [str(folder / "first.txt")])
     with pytest.raises(ConfigError, match="--rule 'old': paper, padded, deferred is allowed"):

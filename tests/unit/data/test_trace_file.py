@@ -27,7 +27,7 @@ def _read(path):
 
 def _profile(ids):
     profiler = Profiler()
-    profiler.add(np.array(ids, dtype=np.uint64))
+    profiler.add(np.asarray(ids, dtype=np.uint64))
     return profiler.profile()
 
 
@@ -52,10 +52,11 @@ def test_a_written_profile_is_three_lines_of_plain_numbers(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_profile_survives_writing_and_reading(tmp_path):
-    """Bit for bit, up to the largest id."""
+@pytest.mark.parametrize("num_ids", [300, 900_000])
+def test_a_profile_survives_writing_and_reading(tmp_path, num_ids):
+    """Bit for bit, up to the largest id, lines of several pieces included."""
     draw = np.random.default_rng(1)
-    profile = _profile([*draw.integers(0, 300, 5000), 2**64 - 1])
+    profile = _profile(np.append(draw.integers(0, num_ids, 2 * num_ids, np.uint64), 2**64 - 1))
     write_profile(tmp_path / "p.log", profile)
     again = read_profile(tmp_path / "p.log")
     for name in ("ids", "distances", "cumulative"):
@@ -66,6 +67,13 @@ def test_a_profile_survives_writing_and_reading(tmp_path):
 def test_ids_of_a_text_file(tmp_path, text):
     path = _file(tmp_path, text.replace("LAST", "18446744073709551615"))
     assert _read(path).tolist() == [3, 1, 2**64 - 1]
+
+
+def test_a_profiles_lines_may_have_spaces_only(tmp_path):
+    """A piece of a long line ends behind a number."""
+    ids = " ".join(map(str, range(10**6, 2 * 10**6)))
+    profile = read_profile(_file(tmp_path, f"{ids}\n0\n1\n"))
+    assert (profile.ids == np.arange(10**6, 2 * 10**6)).all()
 
 
 def test_a_long_line_is_read_in_pieces(tmp_path):
@@ -137,6 +145,7 @@ def test_numbers_of_profiles_have_no_gap(names):
         ("1, -2\n0\n1.0\n", r"line 1: entry 2 is '-2'; whole numbers 0 \.\. 2\*\*64 - 1"),
         ("1, 18446744073709551616\n0\n1.0\n", "line 1: entry 2 is '18446744073709551616'"),
         ("1, 2\n0, 1.5\n0.5, 1.0\n", "line 2: entry 2 is '1.5'; whole numbers"),
+        ("777, " * 2_000_000 + "-1\n0\n1.0\n", "line 1: entry 2000001 is '-1'"),
         ("1, 2\n0, 1\n0.5, x\n", "line 3: entry 2 is 'x'; shares above 0, up to 1"),
         ("1, 2\n0, 1\n0.0, 1.0\n", "line 3: entry 1 is '0.0'; shares"),
         ("1, 2\n0, 1\n0.5, nan\n", "line 3: entry 2 is 'nan'; shares"),
@@ -163,6 +172,7 @@ def test_what_is_no_profile_is_refused(tmp_path, content, message):
         ("9\n" + "555, " * 2_000_000 + "\n\n1 -1\n", "line 4: entry 2 is '-1'"),
         ("9\n" + "555, " * 2_000_000 + "-1\n", "line 2: entry 2000001 is '-1'"),
         ("1 2 1.0", r"line 1: entry 3 is '1\.0'"),
+        ("1 " + "7" * 5_000_000, f"line 1: entry 2 is '{'7' * 40}'"),
     ],
 )
 def test_what_is_no_id_is_refused(tmp_path, content, message):
