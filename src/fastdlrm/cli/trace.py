@@ -61,7 +61,9 @@ def profile(
 ) -> None:
     """Count how far back in the order of use each access's id lies.
 
-    fastdlrm trace profile --data DATA --split test --out PROFILES
+    Of traces in files, or of the sparse features of a dataset, in the order of its rows.
+
+        fastdlrm trace profile --data DATA --split test --out PROFILES
     """
     if (data is None) == (not inputs):
         raise ConfigError("trace profile: give either --input or --data")
@@ -98,9 +100,11 @@ def generate(
 ) -> None:
     """Draw a trace with the stack distances of a profile, or a dataset of one trace a feature.
 
-    fastdlrm trace generate --profile PROFILES/C3_2.log --length 1000000 --out ids.npy
+    A trace goes on from row to row. Of a dataset, all but the ids is drawn as `random` does.
 
-    fastdlrm trace generate --profile 'PROFILES/*.log' --config C.toml --length 9000 --out DATA
+        fastdlrm trace generate --profile PROFILES/C3_2.log --length 1000000 --out ids.npy
+
+        fastdlrm trace generate --profile 'PROFILES/*.log' --config C.toml --length 9000 --out DATA
     """
     from fastdlrm.cli.random import rows_by_split, shown
     from fastdlrm.data.source import expand_inputs

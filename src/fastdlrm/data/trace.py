@@ -42,7 +42,7 @@ deferred: it changes places with the next new id that is drawn, so that no dista
 _FIRST_CAPACITY = 1 << 10
 _COUNT_AT_ONCE = 1 << 16
 _DRAW_AT_ONCE = 1 << 16
-_PAPER, _PADDED, _DEFERRED = range(3)
+_PADDED, _DEFERRED = map(get_args(Rule).index, ("padded", "deferred"))
 _ONE = np.uint64(1)
 
 
@@ -74,8 +74,8 @@ class Profile:
         deepest = int(self.distances[-1])
         if deepest == 0:
             return self
-        num_accesses = len(self.ids) / float(self.cumulative[0])
-        padding = np.ceil(num_accesses / deepest)
+        num_accesses = round(len(self.ids) / float(self.cumulative[0]))
+        padding = -(-num_accesses // deepest)
         share = (self.cumulative * num_accesses + padding) / (num_accesses + padding)
         return Profile(ids=self.ids, distances=self.distances, cumulative=share)
 
