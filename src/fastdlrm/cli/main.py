@@ -17,6 +17,7 @@ from fastdlrm.cli import (
     generate,
     inspect,
     multihot,
+    plan,
     predict,
     prepare,
     random,
@@ -51,6 +52,7 @@ app.command("prepare")(prepare.prepare)
 app.command("random")(random.random)
 app.command("multihot")(multihot.multihot)
 app.add_typer(trace.app, name="trace")
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
@@ -61,12 +63,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except ConfigError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(2)
     except FastDLRMError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(1)
+        if not getattr(problem, "__notes__", ()):  # else another rank tells it
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(2 if isinstance(problem, ConfigError) else 1)
     except OSError as problem:
         typer.echo(f"error: {problem}; check the path, its disk and permissions", err=True)
         sys.exit(1)
