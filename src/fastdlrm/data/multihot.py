@@ -12,6 +12,7 @@ Shapes: B samples, F sparse features.
 Source: MLPerf Training DLRM-DCNv2, its synthesis of multi-hot features.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,9 @@ from fastdlrm import __version__
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.config import from_tree, to_tree
 from fastdlrm.contracts.manifest import (
-    VERSIONS,
     DatasetManifest,
     FileEntry,
     SplitInfo,
-    entry_of,
     sha256_of,
     source_commit,
     write_manifest,
@@ -43,7 +42,7 @@ from fastdlrm.data.config import DataConfig, SparseGroup
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.encode import encoded_schema
 from fastdlrm.data.threads import map_in_order
-from fastdlrm.data.write import new_folder, write_parts
+from fastdlrm.data.write import new_folder, seal, write_parts
 from fastdlrm.errors import ConfigError, DataError
 
 MLPERF_SIZES = (
@@ -184,6 +183,45 @@ def write_multi_hot(
         ConfigError: There is not one size a feature, or a number is out of range.
         DataError: A feature is a bag already, `out` is not empty, or the disk is full.
     """
+    maker = _maker_of(dataset, sizes, distribution, seed)
+    source = dataset.manifest
+    data = _with_bags(from_tree(source.config["data"], DataConfig, str(dataset.folder)), maker)
+    schema = data.schema()
+    columns = encoded_schema(schema, source.encoding)
+    splits: dict[str, SplitInfo] = {}
+
+    def expand(rows: pa.RecordBatch) -> pa.RecordBatch:
+        return _expanded(rows, maker, columns)
+
+    with new_folder(out) as folder:
+        files = _copied_vocabularies(dataset, folder)
+        for split in source.splits:
+            pieces = map_in_order(expand, _pieces(dataset, split), num_workers)
+            written = write_parts(folder, split, _observed(pieces, progress))
+            files |= written.files
+            splits[split] = written.info
+        made_of = {
+            "sizes": list(sizes),
+            "distribution": distribution,
+            "seed": seed,
+            "dataset_sha256": sha256_of(dataset.manifest_path),
+        }
+        manifest = msgspec.structs.replace(
+            source,
+            created_by=__version__,
+            commit=source_commit(),
+            config={**source.config, "data": to_tree(data), "multihot": made_of},
+            files=files,
+            schema=schema,
+            splits=splits,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _maker_of(
+    dataset: Dataset, sizes: Sequence[int], distribution: BagDistribution, seed: int
+) -> MultiHot:
     source = dataset.manifest
     for feature in source.schema.sparse:
         if feature.bag:
@@ -193,57 +231,24 @@ def write_multi_hot(
             )
     if not 0 <= seed < 2**64:
         raise ConfigError(f"multi-hot seed is {seed}; 0 .. 2**64 - 1 is allowed")
-    maker = MultiHot(
+    return MultiHot(
         features=[f.name for f in source.schema.sparse],
         tables=[source.encoding.tables[f.table].num_embeddings for f in source.schema.sparse],
         sizes=sizes,
         distribution=distribution,
         seed=seed,
     )
-    data = _with_bags(from_tree(source.config["data"], DataConfig, str(dataset.folder)), maker)
-    schema = data.schema()
-    columns = encoded_schema(schema, source.encoding)
-    files: dict[str, FileEntry] = {}
-    splits: dict[str, SplitInfo] = {}
 
-    def expand(rows: pa.RecordBatch) -> pa.RecordBatch:
-        return _expanded(rows, maker, columns)
 
-    with new_folder(out) as folder:
-        for table in source.encoding.tables.values():
-            if table.vocabulary:
-                target = folder / table.vocabulary
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes((dataset.folder / table.vocabulary).read_bytes())
-                files[table.vocabulary] = entry_of(target)
-        for split in source.splits:
-            pieces = map_in_order(expand, _pieces(dataset, split), num_workers)
-            written = write_parts(folder, split, _observed(pieces, progress))
-            files |= written.files
-            splits[split] = written.info
-        manifest = DatasetManifest(
-            kind="dataset",
-            version=VERSIONS["dataset"],
-            created_by=__version__,
-            commit=source_commit(),
-            config={
-                **source.config,
-                "data": to_tree(data),
-                "multihot": {
-                    "sizes": list(sizes),
-                    "distribution": distribution,
-                    "seed": seed,
-                    "dataset_sha256": sha256_of(dataset.manifest_path),
-                },
-            },
-            files=files,
-            inputs=source.inputs,
-            schema=schema,
-            encoding=source.encoding,
-            splits=splits,
-        )
-        write_manifest(folder, manifest)
-    return manifest
+def _copied_vocabularies(dataset: Dataset, folder: Path) -> dict[str, FileEntry]:
+    files = {}
+    for table in dataset.manifest.encoding.tables.values():
+        if table.vocabulary:
+            target = folder / table.vocabulary
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(dataset.folder / table.vocabulary, target)
+            files[table.vocabulary] = seal(target)
+    return files
 
 
 def _pieces(dataset: Dataset, split: str) -> Iterator[pa.RecordBatch]:

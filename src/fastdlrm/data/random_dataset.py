@@ -130,13 +130,7 @@ def write_random(
         for split in SPLITS:
             if not num_rows.get(split):
                 continue
-            batches = RandomBatches(
-                shape=shape,
-                batch_size=DRAW_ROWS,
-                seed=seed,
-                split=split,
-                device=torch.device("cpu"),
-            )
+            batches = _batches(shape, seed, split)
             rows = _rows(batches, num_rows[split], generators, schema, encoding, progress)
             written = write_parts(folder, split, rows)
             files |= written.files
@@ -148,9 +142,7 @@ def write_random(
             commit=source_commit(),
             config={
                 "data": to_tree(data),
-                "random": to_tree(config),
-                "seed": seed,
-                "rule": traces.rule if traces else "",
+                "random": to_tree(config) | {"seed": seed, "rule": traces.rule if traces else ""},
             },
             files=files,
             inputs=traces.inputs() if traces else (),
@@ -183,6 +175,12 @@ def record_batch(batch: Batch, schema: Schema, encoding: Encoding) -> pa.RecordB
             ids = pa.ListArray.from_arrays(pa.array(offsets), ids)
         columns.append(ids)
     return pa.RecordBatch.from_arrays(columns, schema=fields)
+
+
+def _batches(shape: RandomShape, seed: int, split: str) -> RandomBatches:
+    return RandomBatches(
+        shape=shape, batch_size=DRAW_ROWS, seed=seed, split=split, device=torch.device("cpu")
+    )
 
 
 def _rows(

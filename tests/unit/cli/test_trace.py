@@ -84,7 +84,7 @@ def test_a_generated_dataset(folder, tmp_path, capsys):
         "train": 900,
         "test": 100,
     }
-    assert made.manifest.config["rule"] == "padded"
+    assert made.manifest.config["random"]["rule"] == "padded"
     assert [entry.name for entry in made.manifest.inputs] == [
         f"{f.name}_{j}.log" for j, f in enumerate(made.schema.sparse)
     ]
