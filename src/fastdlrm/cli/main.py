@@ -13,7 +13,9 @@ import typer
 from fastdlrm import __version__
 from fastdlrm.cli import (
     doctor,
+    download,
     evaluate,
+    export_binary,
     generate,
     inspect,
     multihot,
@@ -47,11 +49,13 @@ def _version(
 
 app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
+app.command("download")(download.download)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
 app.command("random")(random.random)
 app.command("multihot")(multihot.multihot)
 app.add_typer(trace.app, name="trace")
+app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)

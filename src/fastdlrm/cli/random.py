@@ -25,8 +25,8 @@ def random(
 ) -> None:
     """Write a dataset of random rows, for benchmarks and dry runs.
 
-    The config's [data] section says which features and tables there are (encoding "hash"), its
-    [random] section how they are drawn. The label is independent of the features.
+    The config's [data] section says which features and tables there are (encoding "identity"
+    or "hash"), its [random] section how they are drawn. The label is independent of the features.
 
         fastdlrm random --config random --rows 100000,0,10000 --out DATA
     """

@@ -3,13 +3,13 @@
 Nothing is read until rows are gathered; the page cache is shared by all processes.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from fastdlrm.contracts.manifest import MANIFEST, DatasetManifest, read_manifest, verify_files
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.parts import read_parts
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError
 
@@ -53,39 +53,23 @@ class Dataset:
         """Label, features and tables."""
         return self.manifest.schema
 
-    def record_batches(self, split: str) -> Iterator[pa.RecordBatch]:
-        """The encoded rows of train, validation or test, memory-mapped, a part at a time.
-
-        Raises:
-            DataError: The dataset has no such split.
-        """
-        if split not in self.manifest.splits:
-            raise DataError(
-                f"{self.folder}: no split {split!r}; it has {', '.join(self.manifest.splits)}; "
-                f"prepare again with [data.split.{split}] set"
-            )
-        for part in sorted(p for p in self.manifest.files if p.startswith(f"{split}/")):
-            yield from _read(self.folder / part)
-
     def split(self, name: str) -> Rows:
         """The rows of train, validation or test.
 
         Raises:
             DataError: The dataset has no such split.
         """
-        rows = Rows(list(self.record_batches(name)), self.schema)
-        expected = self.manifest.splits[name].num_rows
-        if len(rows) != expected:
+        return Rows(self.record_batches(name), self.schema)
+
+    def record_batches(self, name: str) -> list[pa.RecordBatch]:
+        """The encoded rows of train, validation or test in order, memory-mapped.
+
+        Raises:
+            DataError: The dataset has no such split, or a part is damaged.
+        """
+        if name not in self.manifest.splits:
             raise DataError(
-                f"{self.folder}: split {name!r} holds {len(rows)} rows, the manifest says "
-                f"{expected}; prepare again"
+                f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
+                f"prepare again with [data.split.{name}] set"
             )
-        return rows
-
-
-def _read(path: Path) -> list[pa.RecordBatch]:
-    try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        return [file.get_batch(i) for i in range(file.num_record_batches)]
-    except pa.ArrowInvalid as problem:
-        raise DataError(f"{path}: not an Arrow file: {problem}; prepare again") from problem
+        return read_parts(self.folder, self.manifest, name)

@@ -1,24 +1,27 @@
 """What `prepare` learns from the train rows: the `Encoding`, and the vocabularies on disk.
 
 Invariant: the result depends on the train rows, their order and the schema alone, not on how the
-rows are cut into files, row groups and blocks.
+rows are cut into files, row groups and blocks. Encodings "reference" and "identity" look at all
+rows.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import HASH_VERSION, DenseStatistics, Encoding, TableEncoding
 from fastdlrm.contracts.schema import DenseFeature, Schema, SparseFeature, Table
 from fastdlrm.data.features import filled_numbers, present_values, require_finite
+from fastdlrm.data.first_seen import first_seen_vocabulary
 from fastdlrm.data.split import TRAIN, Splits
 from fastdlrm.data.sql import select
 from fastdlrm.data.staged import StagedRows, dense_column, sparse_column
@@ -130,18 +133,35 @@ class Fitter:
         if table.encoding == "hash":
             return TableEncoding(num_embeddings=table.max_rows, vocabulary="", coverage=1.0)
         features = [f for f in self.schema.sparse if f.table == table.name]
-        vocabulary = fit_vocabulary(
-            table,
-            features,
-            self.rows,
-            self.splits,
-            edges=edges,
-            connection=self.connection,
-            memory_bytes=self.memory_bytes // self.num_workers,
-        )
+        memory_bytes = self.memory_bytes // self.num_workers
+        if table.encoding == "identity":
+            num_rows = table.max_rows or self._largest(features) + 1
+            return TableEncoding(num_embeddings=num_rows, vocabulary="", coverage=1.0, first_id=0)
+        if table.encoding == "reference":
+            vocabulary = first_seen_vocabulary(table, features[0], self.rows, memory_bytes)
+        else:
+            vocabulary = fit_vocabulary(
+                table,
+                features,
+                self.rows,
+                self.splits,
+                edges=edges,
+                connection=self.connection,
+                memory_bytes=memory_bytes,
+            )
         return write_vocabulary(
             self.folder, table, vocabulary, features[0].key, edges.get(features[0].name, ())
         )
+
+    def _largest(self, features: Sequence[SparseFeature]) -> int:
+        """The largest whole number that the features hold in all rows; at least 0."""
+        columns = [sparse_column(feature.name) for feature in features]
+        largest = 0
+        for block in self.rows.blocks(columns):
+            for column in columns:
+                values = present_values(block.rows.column(column))
+                largest = max(largest, pc.max(values).as_py() or 0)
+        return largest
 
 
 @njit(cache=True, nogil=True)

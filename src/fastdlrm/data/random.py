@@ -230,9 +230,10 @@ def _require_nothing_fitted(schema: Schema) -> None:
                 f"random data: sparse feature {feature.name!r} has key 'quantile' or weights, "
                 "which are read from raw files; drop them"
             )
-        if table.encoding != "hash" or table.max_rows > MOST_ROWS:
+        has_size = table.encoding in ("identity", "hash") and 0 < table.max_rows <= MOST_ROWS
+        if not has_size:
             raise ConfigError(
                 f"random data: table {table.name!r} has encoding {table.encoding!r} and max_rows "
-                f"{table.max_rows}; set encoding = 'hash' and max_rows 3 .. {MOST_ROWS} in "
-                "data.sparse: there are no values to make a vocabulary of"
+                f"{table.max_rows}; set encoding = 'identity' or 'hash' and max_rows 3 .. "
+                f"{MOST_ROWS} in data.sparse: there are no values to make a vocabulary of"
             )

@@ -27,7 +27,7 @@ from fastdlrm.contracts.manifest import (
     source_commit,
     write_manifest,
 )
-from fastdlrm.contracts.schema import Schema
+from fastdlrm.contracts.schema import FIRST_ID, Schema
 from fastdlrm.data.config import DataConfig
 from fastdlrm.data.dataset import SPLITS
 from fastdlrm.data.encode import encoded_schema
@@ -222,7 +222,12 @@ def _encoding(schema: Schema) -> Encoding:
         dense={},
         quantiles={},
         tables={
-            table.name: TableEncoding(num_embeddings=table.max_rows, vocabulary="", coverage=1.0)
+            table.name: TableEncoding(
+                num_embeddings=table.max_rows,
+                vocabulary="",
+                coverage=1.0,
+                first_id=0 if table.encoding == "identity" else FIRST_ID,
+            )
             for table in schema.tables
         },
     )

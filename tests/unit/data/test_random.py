@@ -234,12 +234,17 @@ def _hashed(name, **settings):
         (
             [sparse("a")],
             [],
-            "table 'a' has encoding 'vocabulary' and max_rows 0; set encoding = 'hash'",
+            "table 'a' has encoding 'vocabulary' and max_rows 0; set encoding = 'identity' or",
         ),
         (
             [sparse("a"), table("a", "hash", max_rows=2**31)],
             [],
-            f"encoding 'hash' and max_rows {2**31}; set encoding = 'hash' and max_rows 3",
+            f"encoding 'hash' and max_rows {2**31}; set encoding = 'identity' or 'hash' and max_r",
+        ),
+        (
+            [sparse("a", key="int"), table("a", "identity")],
+            [],
+            "encoding 'identity' and max_rows 0; set encoding = 'identity' or 'hash'",
         ),
     ],
 )

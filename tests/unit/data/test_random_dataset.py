@@ -83,6 +83,13 @@ def test_ids_take_the_smallest_type(tmp_path):
     assert str(rows.schema.field("C8").type.value_type) == "uint32"
 
 
+@pytest.mark.parametrize(("encoding", "first_id"), [("identity", 0), ("hash", 2)])
+def test_tables_have_the_rows_of_the_config(tmp_path, encoding, first_id):
+    dataset = _write(tmp_path / "data", overrides=[f"data.sparse.1.encoding={encoding}"])
+    table = dataset.manifest.encoding.tables["C5"]
+    assert (table.num_embeddings, table.first_id, table.vocabulary) == (1000, first_id, "")
+
+
 def test_rows_are_reported_as_they_are_drawn(tmp_path):
     seen = []
     _write(tmp_path / "data", progress=seen.append)
