@@ -48,12 +48,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except ConfigError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(2)
     except FastDLRMError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(1)
+        if not getattr(problem, "__notes__", ()):  # else another rank tells it
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(2 if isinstance(problem, ConfigError) else 1)
     except OSError as problem:
         typer.echo(f"error: {problem}; check the path, its disk and permissions", err=True)
         sys.exit(1)

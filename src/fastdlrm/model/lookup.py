@@ -1,12 +1,16 @@
-"""The pooled vectors of one batch, before they are read.
+"""What a model asks of its tables, and the pooled vectors of one batch before they are read.
 
 Shapes: B batch, F sparse features, D embedding dim.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.model.config import Init
 
 
 class RowSource(NamedTuple):
@@ -33,4 +37,25 @@ class Lookup(Protocol):
 
     def source(self) -> RowSource | None:
         """Where the pooled vectors can be read row by row; None where they cannot."""
+        ...
+
+
+class Tables(Protocol):
+    """The embedding tables of a model: in this process, or spread over ranks."""
+
+    @property
+    def num_embeddings(self) -> Mapping[str, int]:
+        """Rows by table, in order."""
+        ...
+
+    def __call__(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
+        """Look up and pool a batch, shape (B, F, D)."""
+        ...
+
+    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+        """Draw all numbers, table by table."""
+        ...
+
+    def state_tensors(self) -> dict[str, Any]:
+        """By table, the live numbers that this process holds."""
         ...

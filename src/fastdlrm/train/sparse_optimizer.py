@@ -6,7 +6,7 @@ the gradient of the whole batch.
 Shapes: B batch, F sparse features, D embedding dim, R rows of all tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from fastdlrm.kernels.row_update import UpdateRule, apply_rule_, update_rows_
 from fastdlrm.kernels.step_scalars import StepScalars
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import RowSource
+from fastdlrm.parallel.exchange import Gradient
 from fastdlrm.train.config import SparseOptimizerConfig
 from fastdlrm.train.side import SideStream
 
@@ -78,39 +79,42 @@ class SparseOptimizer:
         self._gradient: RowGradient | None = None
         self._side = SideStream(tables.feature_starts.device)
 
-    def look_up(self, sparse: SparseBatch, *, is_whole: bool) -> StackLookup:
+    def look_up(
+        self, sparse: SparseBatch, counts: Sequence[int] = (), *, is_whole: bool
+    ) -> StackLookup:
         """Look up a micro-batch.
 
         Args:
             sparse: On the tables' device.
+            counts: Samples of each rank; of no use here.
             is_whole: Whether it is all of the step's batch; its ids are then sorted at once.
         """
         rows = self._tables.rows(sparse)
         order = None
         if is_whole:
             with self._side(rows):
-                order = self._order(sparse, rows)
+                order = batch_order(self._tables, sparse, rows)
         return StackLookup(self._tables, sparse, rows, order)
 
-    def take(self, lookup: StackLookup, grad_pooled: Tensor, scalars: Tensor | None) -> None:
+    def take(
+        self, lookup: StackLookup, gradient: Gradient | Tensor, scalars: Tensor | None
+    ) -> None:
         """Add a micro-batch's gradient.
 
         Args:
             lookup: What `look_up` gave.
-            grad_pooled: Gradient of the pooled vectors, shape (B, F, D); not altered.
+            gradient: Of the pooled vectors, shape (B, F, D), perhaps still on its way; not altered.
             scalars: `next_scalars` as a tensor, where this is the whole batch: its rows are updated
                 beside what the current stream does next. None: by `apply`.
         """
-        self.accumulate(lookup.sparse, grad_pooled, lookup.order)
-        if scalars is not None:
-            with self._side(grad_pooled):
-                self._update(scalars)
-
-    def _order(self, sparse: SparseBatch, rows: Tensor) -> RowOrder:
-        """Sort a batch's ids by row."""
-        offsets = None if sparse.lengths is None else sparse.offsets()
-        segments = self._tables.segments(sparse, offsets)
-        return row_order(rows, offsets, sparse.weights, self._tables.pooling, segments)
+        if isinstance(gradient, Tensor):
+            gradient = Gradient(gradient)
+        if scalars is None:
+            self.accumulate(lookup.sparse, gradient.wait(), lookup.order)
+            return
+        with self._side(*gradient.tensors()):
+            self.accumulate(lookup.sparse, gradient.wait(), lookup.order)
+            self._update(scalars)
 
     def accumulate(
         self, sparse: SparseBatch, grad_pooled: Tensor, order: RowOrder | None = None
@@ -127,13 +131,21 @@ class SparseOptimizer:
         self._orders.append(order)
         self._gradient = None
 
+    def reduce(self) -> None:
+        """Nothing is to be summed over ranks."""
+
     def squared_norm(self) -> Tensor:
         """Sum of the squares of the accumulated gradient, without l2: a scalar on the device."""
+        gradient = self.gradient()
+        if gradient is None:
+            return self._weight.new_zeros((), dtype=torch.float32)
+        return gradient.values.float().square().sum()
+
+    def gradient(self) -> RowGradient | None:
+        """The accumulated gradient, row by row; None before anything was accumulated."""
         if self._gradient is None and self._batches:
             self._gradient = row_gradient(*self._accumulated())
-        if self._gradient is None:
-            return self._weight.new_zeros(())
-        return self._gradient.values.float().square().sum()
+        return self._gradient
 
     def step(self, learning_rate: float, scale: float | Tensor = 1.0) -> None:
         """Update the rows of the accumulated micro-batches and forget these.
@@ -145,29 +157,40 @@ class SparseOptimizer:
         device = self._tables.feature_starts.device
         self.apply(self.next_scalars(learning_rate).tensor(device, scale))
 
+    @property
+    def why_no_graph(self) -> str:
+        """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
+        return ""
+
     def next_scalars(self, learning_rate: float) -> StepScalars:
         """Count a step and give its numbers; `apply` does it."""
         self._num_steps += 1
         return StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
 
-    def apply(self, scalars: Tensor) -> None:
+    def apply(self, scalars: Tensor, mean_square: Tensor | None = None) -> None:
         """The part of a step that runs on the device; waits for what runs beside it.
 
         Args:
             scalars: `next_scalars` as a tensor.
+            mean_square: As `apply_rule_` takes it, after `gradient`.
         """
         self._side.join()
-        self._update(scalars)
+        self._update(scalars, mean_square)
 
-    def _update(self, scalars: Tensor) -> None:
+    def _update(self, scalars: Tensor, mean_square: Tensor | None = None) -> None:
         """Update the rows of the accumulated micro-batches, if there are any, and forget these."""
         if not self._batches:
             return
         if self._gradient is not None:
-            apply_rule_(self._weight, self._state, self._gradient, self._rule, scalars)
+            apply_rule_(self._weight, self._state, self._gradient, self._rule, scalars, mean_square)
         else:
             update_rows_(self._weight, self._state, *self._accumulated(), self._rule, scalars)
         self._batches, self._grads_FBD, self._orders, self._gradient = [], [], [], None
+
+    @property
+    def stacked_state(self) -> dict[str, Tensor]:
+        """The rule's state by name, each of the whole stack, live."""
+        return self._state
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Live tensors by name, each table on its own; copying into one changes the state."""
@@ -193,5 +216,18 @@ class SparseOptimizer:
         order = self._orders[0] if len(self._orders) == 1 else None
         if order is None:
             sparse = SparseBatch.concat(self._batches)
-            order = self._order(sparse, self._tables.rows(sparse))
+            order = batch_order(self._tables, sparse, self._tables.rows(sparse))
         return grad_FBD.flatten(0, 1), order
+
+
+def batch_order(tables: EmbeddingTables, sparse: SparseBatch, rows: Tensor) -> RowOrder:
+    """Sort a batch's ids by row.
+
+    Args:
+        tables: Looked up in.
+        sparse: The batch.
+        rows: Row of each id in the stack.
+    """
+    offsets = None if sparse.lengths is None else sparse.offsets()
+    segments = tables.segments(sparse, offsets)
+    return row_order(rows, offsets, sparse.weights, tables.pooling, segments)
