@@ -333,7 +333,7 @@ class _Search:
 
     def _hot_and_cold(self, loads: Floats) -> tuple[set[int], set[int]]:
         """Ranks that are first, and last, in time, in memory held or in vectors sent."""
-        kinds = (self.model.step_ns(loads), self.model.held_bytes(loads), loads[:, Load.COLUMNS])
+        kinds = (self.model.busy_ns(loads), self.model.held_bytes(loads), loads[:, Load.COLUMNS])
         return {int(k.argmax()) for k in kinds}, {int(k.argmin()) for k in kinds}
 
     def _even(self, loads: Floats) -> Score:
@@ -341,10 +341,13 @@ class _Search:
 
         Where most tables are yet to be placed, the slowest rank does not tell which cut is cheap.
         """
-        parts = self.model.parts_ns(np.broadcast_to(loads.mean(0), loads.shape))
-        asked_ns = sum(float(part[0]) for part in parts.values()) + float(parts["vectors"][0])
+        even = loads.mean(0)
+        joint = self.model.joint_ns(np.broadcast_to(even, loads.shape))
+        asked_ns = sum(joint.values()) + joint["vectors"] + joint["copies"]
+        asked_ns += float(even[[Load.LOOKUP_NS, Load.UPDATE_NS, Load.GRADIENT_NS]].sum())
+        asked_ns += float(even[Load.SORTED]) * self.model.topology.sort_ns
         excess_bytes, step_ns, _ = self._score(loads)
-        return Score(excess_bytes, asked_ns, step_ns)
+        return Score(excess_bytes, max(asked_ns, self.model.host_ns(loads)), step_ns)
 
     def _outlook(self, loads: Floats) -> Score:
         """A step and what it asks for: where many ranks tie for the slowest, moves still count."""
@@ -352,11 +355,16 @@ class _Search:
         return Score(excess_bytes, step_ns + asked_ns, step_ns)
 
     def _score(self, loads: Floats) -> Score:
-        """A step: of the slowest rank, then of all."""
+        """A step; then what the slowest rank and all of them are busy for."""
         self._num_trials += 1
-        step = self.model.step_ns(loads)
+        busy = self.model.busy_ns(loads)
+        slowest = float(busy.max())
         excess = self.model.held_bytes(loads).max() - self.model.topology.memory_bytes
-        return Score(max(float(excess), 0.0), float(step.max()), float(step.mean()))
+        return Score(
+            max(float(excess), 0.0),
+            max(slowest, self.model.host_ns(loads)),
+            slowest + float(busy.mean()),
+        )
 
     def _add(self, loads: Floats, name: str, placement: Placement, sign: float = 1.0) -> None:
         """Lay a table on its ranks, or take it away."""
