@@ -75,6 +75,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         global_batch_size=train.global_batch_size,
         precision=train.precision,
         table_dtype=train.table_dtype,
+        exchange_dtype=train.exchange_dtype,
         dense_optimizer=train.dense_optimizer.name,
         sparse_optimizer=train.sparse_optimizer.name,
     )
