@@ -5,10 +5,9 @@ Nothing is read until rows are gathered; the page cache is shared by all process
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from fastdlrm.contracts.manifest import MANIFEST, DatasetManifest, read_manifest, verify_files
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.parts import read_parts
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError
 
@@ -63,21 +62,4 @@ class Dataset:
                 f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
                 f"prepare again with [data.split.{name}] set"
             )
-        parts = sorted(p for p in self.manifest.files if p.startswith(f"{name}/"))
-        batches = [batch for part in parts for batch in _read(self.folder / part)]
-        rows = Rows(batches, self.schema)
-        expected = self.manifest.splits[name].num_rows
-        if len(rows) != expected:
-            raise DataError(
-                f"{self.folder}: split {name!r} holds {len(rows)} rows, the manifest says "
-                f"{expected}; prepare again"
-            )
-        return rows
-
-
-def _read(path: Path) -> list[pa.RecordBatch]:
-    try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        return [file.get_batch(i) for i in range(file.num_record_batches)]
-    except pa.ArrowInvalid as problem:
-        raise DataError(f"{path}: not an Arrow file: {problem}; prepare again") from problem
+        return Rows(read_parts(self.folder, self.manifest, name), self.schema)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import FIRST_ID, MISSING, DenseFeature, Schema, SparseFeature
@@ -42,6 +43,19 @@ def encoded_schema(schema: Schema, encoding: Encoding, labelled: bool = True) ->
                 "`{feature}.weights` are taken: rename the feature in data.sparse.name"
             )
     return pa.schema(fields)
+
+
+def transformed(
+    feature: DenseFeature, numbers: NDArray[np.float64], encoding: Encoding
+) -> NDArray[np.float32]:
+    """A dense feature's numbers as the model sees them; infinite where beyond float32."""
+    if feature.transform == "log1p":
+        numbers = np.log1p(np.maximum(numbers, 0.0))
+    elif feature.transform == "standardize":
+        statistics = encoding.dense[feature.name]
+        numbers = (numbers - statistics.mean) / statistics.std
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
 
 
 def require_fit(encoding: Encoding, memory_bytes: int) -> None:
@@ -126,13 +140,7 @@ class Encoder:
 
     def _dense(self, feature: DenseFeature, values: pa.Array) -> pa.Array:
         numbers = filled_numbers(feature, values)
-        if feature.transform == "log1p":
-            numbers = np.log1p(np.maximum(numbers, 0.0))
-        elif feature.transform == "standardize":
-            statistics = self._encoding.dense[feature.name]
-            numbers = (numbers - statistics.mean) / statistics.std
-        with np.errstate(over="ignore"):
-            encoded = numbers.astype(np.float32)
+        encoded = transformed(feature, numbers, self._encoding)
         require_finite(feature, encoded)
         return pa.array(encoded)
 

@@ -59,13 +59,11 @@ class StagedFile:
         path: The Parquet file.
         input: The raw file.
         bad_rows: The first MAX_REPORTED rows left out; `input.num_bad_rows` counts all.
-        num_positives: Rows of label 1; 0 without labels.
     """
 
     path: Path
     input: InputFile
     bad_rows: list[BadRow]
-    num_positives: int
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[Path]:
@@ -179,9 +177,9 @@ def stage_file(
             size_bytes=reader.size_bytes,
             num_rows=staged.num_rows,
             num_bad_rows=bad_rows.num_rows,
+            num_positives=staged.num_positives if labelled else None,
         ),
         bad_rows=bad_rows.first,
-        num_positives=staged.num_positives,
     )
 
 

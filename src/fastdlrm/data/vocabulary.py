@@ -150,20 +150,34 @@ def read_keys(folder: Path, encoding: TableEncoding) -> Keys:
     Raises:
         DataError: The file is missing, damaged, or not as long as the table.
     """
+    return _read(folder, encoding, "key").to_numpy().copy()
+
+
+def read_values(folder: Path, encoding: TableEncoding, places: NDArray[np.int64]) -> list[str]:
+    """The raw values at some places of a vocabulary; the id of a place is FIRST_ID more.
+
+    Raises:
+        DataError: As `read_keys`.
+    """
+    values = _read(folder, encoding, "value")
+    return [values[place].as_py() for place in places.tolist()]
+
+
+def _read(folder: Path, encoding: TableEncoding, column: str) -> pa.ChunkedArray:
+    """A column of a vocabulary, memory-mapped."""
     path = folder / encoding.vocabulary
-    options = pa.ipc.IpcReadOptions(included_fields=[0])
+    options = pa.ipc.IpcReadOptions(included_fields=[_FIELDS.get_field_index(column)])
     try:
-        with pa.memory_map(str(path)) as source:
-            keys = pa.ipc.open_file(source, options=options).read_all().column(0).to_numpy()
-            keys = keys.copy()
+        source = pa.memory_map(str(path))
+        values = pa.ipc.open_file(source, options=options).read_all().column(0)
     except (OSError, pa.ArrowInvalid) as problem:
         raise DataError(f"{path}: no vocabulary: {problem}; make {folder} again") from problem
-    if len(keys) != encoding.num_embeddings - FIRST_ID:
+    if len(values) != encoding.num_embeddings - FIRST_ID:
         raise DataError(
-            f"{path}: {len(keys)} values, the manifest says {encoding.num_embeddings - FIRST_ID}; "
-            f"make {folder} again"
+            f"{path}: {len(values)} values, the manifest says {encoding.num_embeddings - FIRST_ID};"
+            f" make {folder} again"
         )
-    return keys
+    return values
 
 
 class _Candidates:

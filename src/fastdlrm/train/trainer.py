@@ -380,19 +380,15 @@ class Trainer:
         }
 
     def _loop_tensors(self) -> dict[str, Tensor]:
-        """The loss since the last record, and every rank's random state."""
-        loss = self._window_loss.clone()
-        self._world.all_reduce(loss).wait()
-        states = {"cpu": torch.get_rng_state()}
+        """What each rank has of its own: losses since the last record, and its random state."""
+        own = {"window_loss": self._window_loss.cpu(), "random.cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        of_ranks = self._world.collect(states)
-        random = {
-            _random_name(kind, rank): state
-            for rank, of_rank in enumerate(of_ranks)
-            for kind, state in of_rank.items()
+            own["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        return {
+            _of_rank(name, rank): tensor
+            for rank, of_rank in enumerate(self._world.collect(own))
+            for name, tensor in of_rank.items()
         }
-        return {"window_loss": loss, **random}
 
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one; of any number of ranks."""
@@ -404,10 +400,13 @@ class Trainer:
         self._step.dense_optimizer.refresh()
         checkpoint = store.load(folder, ("loop",))
         loop = checkpoint.tensors["loop"]
-        if self._world.is_first:
-            self._window_loss.copy_(loop["window_loss"])
+        losses = [tensor for name, tensor in loop.items() if name.startswith("window_loss")]
+        if len(losses) == self._world.size:
+            self._window_loss.copy_(loop[_of_rank("window_loss", self._world.rank)])
+        elif self._world.is_first:
+            self._window_loss.copy_(torch.stack(losses).sum())
         for kind, restore in RANDOM_STATES.items():
-            name = _random_name(kind, self._world.rank)
+            name = _of_rank(f"random.{kind}", self._world.rank)
             if name in loop and (kind == "cpu" or self._device.type == "cuda"):
                 restore(loop[name])
         try:
@@ -418,9 +417,9 @@ class Trainer:
         self._on_message(f"resumed at step {self._state.step} from {folder}")
 
 
-def _random_name(kind: str, rank: int) -> str:
-    """Of a rank's random state in a checkpoint."""
-    return f"random.{kind}" + (f".{rank}" if rank else "")
+def _of_rank(name: str, rank: int) -> str:
+    """Name in a checkpoint of what a rank has of its own."""
+    return f"{name}.{rank}" if rank else name
 
 
 class _Clock:

@@ -13,7 +13,7 @@ from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.fit import Fitter
 from fastdlrm.data.split import resolve_splits
 from fastdlrm.data.staged import StagedRows
-from fastdlrm.data.vocabulary import check_tables, read_keys, vocabulary_path
+from fastdlrm.data.vocabulary import check_tables, read_keys, read_values, vocabulary_path
 from fastdlrm.errors import ConfigError, DataError
 from tests import staging
 from tests.staging import EVERYTHING_TRAIN, NONE, sparse, staged, table
@@ -81,6 +81,8 @@ def test_by_hand(
     assert encoding.num_embeddings == 2 + len(kept)
     assert encoding.coverage == pytest.approx(coverage)
     assert read_keys(tmp_path, encoding).tolist() == [key for key, _, _ in kept]
+    last_first = np.arange(len(kept))[::-1]
+    assert read_values(tmp_path, encoding, last_first) == [text for _, text, _ in kept[::-1]]
 
 
 @pytest.mark.parametrize(
