@@ -173,6 +173,29 @@ def test_what_holds_a_step_up(changes: dict[str, float], expected: str) -> None:
     assert step == pytest.approx(forward + backward + ends)
 
 
+def test_gradients_that_arrive_late_hold_the_update_up() -> None:
+    of = CostModel(WORKLOAD, machine(exchange_gb_s=0.1), 2)
+    fixed = of.replicated
+    # ids 24 B and vectors 32 B at 0.1 B/ns, 5 ns each
+    ids, vectors = 245, 325
+    forward = (8 * 26 + 64) + ids + vectors + 128 + fixed.top_forward_ns
+    tail = vectors + 128 + 2 * 26 * SEEN_B
+    expected = forward + fixed.top_backward_ns + 128 + tail + fixed.update_ns + 1
+    assert of.step_ns(whole_tables(of))[1] == pytest.approx(expected)
+
+
+def test_copies_are_updated_when_their_gradients_are_summed() -> None:
+    of = CostModel(WORKLOAD, machine(reduce_gb_s=0.1), 2)
+    fixed = of.replicated
+    loads = of.load("a", table_wise(8, 4, 0)) + of.load("b", data_parallel())
+    # rank 1 holds b alone. ids and vectors are shorter than the bottom MLP; after its backward pass
+    # 48 B of it and 64 B of b are summed at 0.1 B/ns, then b is updated
+    forward = (4 * 26 + 32) + fixed.bottom_forward_ns + 128 + fixed.top_forward_ns
+    tail = fixed.bottom_backward_ns + (112 / 0.1 + 5) + (4 * 16 + 4 * 80)
+    expected = forward + fixed.top_backward_ns + 128 + tail + fixed.update_ns + 1
+    assert of.step_ns(loads)[1] == pytest.approx(expected)
+
+
 def test_one_rank_talks_to_nobody() -> None:
     of = model(1)
     loads = of.load("a", table_wise(8, 4, 0)) + of.load("b", data_parallel())
@@ -210,6 +233,17 @@ def test_nodes_wait_for_the_links_between_them() -> None:
     assert parts["vectors"] == 32 / 1 + 7
     # 2 links of 1 B/ns a node are slower than 4 B/ns: 2 * 3 / 4 times 28 B
     assert parts["top"] == 1.5 * 28 / 2 + 7
+    # an owner on each rank: each takes 16 B from each of 2 ranks of the other node, and of its own
+    parts = of.joint_ns(of.load("a", row_wise(8, 4, [0, 1, 2, 3])))
+    assert parts["vectors"] == 32 / 1 + 7
+
+
+def test_each_owner_of_columns_tells_all_others() -> None:
+    of = CostModel(workload(sparse_optimizer="rowwise_adagrad"), MACHINE, 4)
+    load = of.load("a", column_wise(8, 4, [0, 1, 2, 3]))
+    assert load[0, Load.SHARED_NUMBERS] == pytest.approx(3 * SEEN_A)
+    # 4 bytes a row to each of 3
+    assert of.joint_ns(load)["shared"] == pytest.approx(3 * 4 * SEEN_A / 2 + 5)
 
 
 def test_vectors_travel_in_the_precision() -> None:
