@@ -157,7 +157,9 @@ class CostModel:
         device = fixed.bottom_backward_ns + update + dense
         tail = np.maximum(np.maximum(of_tables, of_mlps), np.maximum(device, network))
         alike = fixed.top_backward_ns + joint["copies"] + fixed.update_ns
-        step: Floats = forward + tail + (alike + self.topology.step_us * 1e3)
+        alike += 1e3 * self.topology.step_us
+        alike += 1e3 * self.topology.copies_us * bool(loads[:, Load.GRADIENT_BYTES].any())
+        step: Floats = forward + tail + alike
         return step
 
     def joint_ns(self, loads: Floats) -> dict[str, float]:

@@ -49,6 +49,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bytes a rank sends to other nodes while it receives as many; 0: there is one node."""
     node_latency_us: float = 0.0
     """Of a collective over several nodes."""
+    copies_us: float = 0.0
+    """A step with data_parallel tables beyond what is counted: they have kernels of their own."""
 
 
 _CARDS = {
@@ -78,6 +80,7 @@ _CARDS = {
         # assumed: one 400 Gbit/s adapter a card at 85 %
         node_gb_s=42.0,
         node_latency_us=40.0,
+        copies_us=60.0,
     ),
     # as h100, memory's rates by the ratio of the data sheets, 4.8 to 3.35 TB/s: assumed
     "h200": Topology(
@@ -91,13 +94,14 @@ _CARDS = {
         gather_gb_s=3400.0,
         row_ns=0.015,
         sort_ns=0.16,
-        step_us=100.0,
+        step_us=150.0,
         eager_us=3700.0,
         exchange_gb_s=340.0,
         reduce_gb_s=360.0,
         latency_us=20.0,
         node_gb_s=42.0,
         node_latency_us=40.0,
+        copies_us=60.0,
     ),
 }
 _CPU = Topology(
