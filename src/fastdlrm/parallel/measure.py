@@ -31,8 +31,8 @@ EXCHANGED_BYTES = {"cuda": 2**27, "cpu": 2**23}
 SMALL_BYTES = 2**10
 STEP_US = {"cuda": 100.0, "cpu": 1500.0}
 EAGER_US = {"cuda": 3700.0, "cpu": 0.0}
-COPIES_US = {"cuda": 60.0, "cpu": 0.0}
-"""With STEP_US and EAGER_US what is not measured here, but on an H100's host and on two cores: `Topology` says
+COPIES_US = {"cuda": 25.0, "cpu": 0.0}
+"""With these two what is not measured here, but on an H100's host and on two cores: `Topology` says
 what they are."""
 
 

@@ -80,7 +80,7 @@ _CARDS = {
         # assumed: one 400 Gbit/s adapter a card at 85 %
         node_gb_s=42.0,
         node_latency_us=40.0,
-        copies_us=60.0,
+        copies_us=25.0,
     ),
     # as h100, memory's rates by the ratio of the data sheets, 4.8 to 3.35 TB/s: assumed
     "h200": Topology(
@@ -101,7 +101,7 @@ _CARDS = {
         latency_us=20.0,
         node_gb_s=42.0,
         node_latency_us=40.0,
-        copies_us=60.0,
+        copies_us=25.0,
     ),
 }
 _CPU = Topology(
