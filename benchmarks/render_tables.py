@@ -107,6 +107,60 @@ def train_cuda() -> str:
     return "\n".join(lines)
 
 
+SEVERAL = (
+    ("criteo-terabyte-10m", 8192),
+    ("criteo-terabyte-10m", 32768),
+    ("mlperf-100k", 8192),
+    ("criteo-kaggle-1m", 8192),
+)
+"""Shapes and samples a rank of the runs on several GPUs."""
+
+
+def parallel() -> str:
+    """Steps on one and two GPUs, and how well they were predicted."""
+    lines = [
+        "| shape | B a card | one card, ms | two cards, ms | M samples/s | of twice one card "
+        "| predicted, ms | NCCL beside nothing, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for shape, batch in SEVERAL:
+        one, two = (
+            load(f"parallel-cuda-{shape}-{ranks}x{batch}-bf16")["result"]["plans"]["planned"]
+            for ranks in (1, 2)
+        )
+        alone = load(f"parallel-cuda-{shape}-2x{batch}-bf16")["result"]["plans"]["round_robin"]
+        cells = [
+            shape,
+            f"{batch:,}",
+            f"{one['ms']:.3f}",
+            f"{two['ms']:.3f}",
+            f"{two['samples_per_s'] / 1e6:.1f}",
+            f"{one['ms'] / two['ms']:.0%}",
+            f"{one['predicted_known_ms']:.3f} / {two['predicted_known_ms']:.3f}",
+            f"{alone['exposed_ms']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", _where("parallel-cuda-criteo-terabyte-10m-2x8192-bf16")]
+    return "\n".join(lines)
+
+
+def plans() -> str:
+    """Plans of the same tables on two GPUs, beside what was predicted."""
+    names = ("planned", "round_robin", "row_wise", "column_wise", "data_parallel")
+    lines = [f"| shape | B a card | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for shape, batch in SEVERAL:
+        found = load(f"parallel-cuda-{shape}-2x{batch}-bf16")["result"]["plans"]
+        cells = [shape, f"{batch:,}"]
+        for name in names:
+            one = found.get(name, {})
+            cells.append(
+                f"{one['ms']:.2f} ({one['predicted_known_ms']:.2f})" if "ms" in one else "-"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Milliseconds a step, in brackets what the cost model predicted."]
+    return "\n".join(lines)
+
+
 def fed() -> str:
     """Training fed from disk."""
     median = load("fed-cuda")["median"]
@@ -181,8 +235,16 @@ def _where(name: str) -> str:
 
 
 TABLES = {
-    ROOT / "README.md": (accuracy, pipeline, train_cuda),
-    ROOT / "docs" / "performance.md": (train_cuda, fed, precision, cpu_train, cpu_inference),
+    ROOT / "README.md": (accuracy, pipeline, train_cuda, parallel),
+    ROOT / "docs" / "performance.md": (
+        train_cuda,
+        parallel,
+        plans,
+        fed,
+        precision,
+        cpu_train,
+        cpu_inference,
+    ),
     ROOT / "docs" / "scaling.md": (scaling_check, scaling, scaling_ranks, machines),
 }
 
