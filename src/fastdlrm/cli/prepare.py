@@ -16,7 +16,7 @@ from fastdlrm.cli.options import (
     bytes_of,
     emit,
 )
-from fastdlrm.cli.progress import stages
+from fastdlrm.cli.progress import steps
 
 
 def prepare(
@@ -24,7 +24,11 @@ def prepare(
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Dataset folder to make; must not exist.")],
     memory: Memory = "4GiB",
-    workers: Annotated[int, typer.Option(help="Threads that read and encode.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Tasks at once, one a core.", min=1)] = 2,
+    ray: Annotated[
+        str,
+        typer.Option(help="Address of a Ray cluster that does the tasks; local: here."),
+    ] = "",
     on_bad_row: OnBadRow = "error",
     overrides: Overrides = None,
     json: Json = False,
@@ -33,6 +37,7 @@ def prepare(
 
     The config's [data] section says how the files look and which columns are features. The files
     of a glob are taken in natural order (day_2 before day_10), which is what splits by file count.
+    Killed or failed, the same command goes on where it stopped.
 
         fastdlrm prepare --config criteo-generated --input 'LOG/*.gz' --out DATA --memory 1GiB
     """
@@ -42,7 +47,7 @@ def prepare(
     from fastdlrm.train.recipe import Recipe
 
     recipe = load_config(config, Recipe, overrides or ())
-    with stages() as update:
+    with steps() as update:
         manifest = run(
             expand_inputs(inputs),
             recipe.data,
@@ -51,6 +56,7 @@ def prepare(
             num_workers=workers,
             on_bad_row=bad_row_policy(on_bad_row),
             progress=update,
+            ray=ray,
         )
 
     def human() -> dict[str, object]:

@@ -1,54 +1,66 @@
-"""Raw files -> dataset: stage, split, fit, encode, shuffle, write.
+"""Raw files -> dataset: stage, split, fit, count, merge, encode, write; resumable at every task.
 
-Invariants: the dataset's bytes are a function of the inputs, the config and the package version;
-memory is bounded by `memory_bytes` whatever the inputs' size; `out` appears complete or not at all.
+Invariants: the dataset's bytes are a function of the inputs, the config and the package version,
+not of memory, workers or interruptions; memory is bounded by `memory_bytes` whatever the inputs'
+size; `out` appears complete or not at all.
 """
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fastdlrm import __version__
 from fastdlrm.config import to_tree
-from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.encoding import HASH_VERSION, DenseStatistics, Encoding, TableEncoding
 from fastdlrm.contracts.manifest import (
     VERSIONS,
     DatasetManifest,
-    FileEntry,
     source_commit,
     write_manifest,
 )
-from fastdlrm.contracts.schema import Schema
+from fastdlrm.contracts.schema import DenseFeature, Schema, SparseFeature, Table
+from fastdlrm.data.cluster import cluster
 from fastdlrm.data.config import DataConfig
-from fastdlrm.data.encode import Encoder, encoded_schema, require_fit
-from fastdlrm.data.fit import Fitter
-from fastdlrm.data.shuffle import PART_BYTES, PartPlan, Piece, load_part, pieces, spool_path
-from fastdlrm.data.source import StagedFile, stage_file
-from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits, time_column
-from fastdlrm.data.sql import connect
-from fastdlrm.data.staged import TIME, Chunk, StagedRows, sparse_column
-from fastdlrm.data.threads import map_in_order
+from fastdlrm.data.encode import encoded_schema, require_fit
+from fastdlrm.data.journal import Journal, digest
+from fastdlrm.data.shuffle import PART_BYTES, PartPlan
+from fastdlrm.data.source import ROW_GROUP_ROWS
+from fastdlrm.data.split import time_column
+from fastdlrm.data.staged import spans, sparse_column
+from fastdlrm.data.steps import Done, Progress, Runner, Step
+from fastdlrm.data.tasks import (
+    DATASET,
+    SPILL,
+    CountSpan,
+    EncodeSpan,
+    FindSplits,
+    FitFeature,
+    FoundSplits,
+    MergeTable,
+    OnceLoaded,
+    StagedInput,
+    StagedSpans,
+    StageInput,
+    WritePart,
+)
 from fastdlrm.data.vocabulary import check_tables
-from fastdlrm.data.write import new_folder, seal, write_part
-from fastdlrm.errors import ConfigError, DataError
+from fastdlrm.data.work import publish, work_folder
+from fastdlrm.data.workers import Budget, Threads, Workers
+from fastdlrm.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-LIBRARY_BYTES = 320 << 20
-"""Resident size of the interpreter and the libraries, about."""
-LEAST_MEMORY_BYTES = 768 << 20
-"""Below this a part cannot be permuted beside the libraries."""
-
 BadRowPolicy = Literal["error", "skip"]
-Progress = Callable[[str, float], None]
+_REMEDY = "correct the row, or pass --on-bad-row skip"
+
+LEAST_TASK_BYTES = 160 << 20
+"""Memory of a task of any step but the last: a block of rows as it is read and encoded, about."""
 
 
 def prepare(
@@ -60,98 +72,82 @@ def prepare(
     num_workers: int = 2,
     on_bad_row: BadRowPolicy = "error",
     progress: Progress | None = None,
+    ray: str = "",
 ) -> DatasetManifest:
     """Make a dataset.
 
+    What is finished is kept in a hidden work folder beside `out`. After a kill or an error the same
+    call goes on from there. Tasks whose inputs, config or package version have changed since are
+    done again, and that is logged.
+
     Args:
-        inputs: Raw files; rows are numbered through them in this order.
+        inputs: Raw files; rows are numbered through them in this order. A file counts as unchanged
+            while its name, size and time of change are.
         config: Layout, features, splits, shuffle.
         out: Folder to make; absent or empty.
-        memory_bytes: Most memory to take, libraries included.
-        num_workers: Threads; each reads a file or encodes a row group at a time.
+        memory_bytes: Most memory to take, libraries included, all workers together.
+        num_workers: Tasks at once.
         on_bad_row: Whether a row that cannot be read is an error or left out.
-        progress: Called with a stage's name and the share of it that is done.
+        progress: Called with a step's name, its bytes done and all of its bytes.
+        ray: Address of a Ray cluster whose processes do the tasks, "local" for one on this machine;
+            empty for threads of this process. The folders of inputs and `out` must be shared.
 
     Raises:
-        ConfigError: Memory is too small, or settings contradict each other.
+        ConfigError: Memory is too small, settings contradict each other, or Ray is absent.
         DataError: An input cannot be read, a split is empty, the label or a column says nothing,
             `out` is not empty, or the disk is full.
     """
-    if memory_bytes < LEAST_MEMORY_BYTES:
-        raise ConfigError(
-            f"--memory: {memory_bytes >> 20} MiB; {LEAST_MEMORY_BYTES >> 20} MiB is the least"
-        )
     if not inputs:
         raise DataError("--input: no file; name at least one")
     schema = config.schema()
     check_tables(schema)
-    with new_folder(out) as folder:
-        work = folder / "work"
-        work.mkdir()
+    workers: Workers = Threads(num_workers)
+    with work_folder(out) as work, cluster(ray, num_workers, work) as processes:
+        workers = processes or workers
         job = _Job(
+            inputs=tuple(inputs),
             config=config,
             schema=schema,
-            folder=folder,
+            remedy=None if on_bad_row == "skip" else _REMEDY,
             work=work,
-            spare_bytes=memory_bytes - LIBRARY_BYTES,
-            num_workers=num_workers,
-            progress=progress or (lambda stage, share: None),
+            budget=Budget.of(memory_bytes, workers),
+            runner=Runner(Journal(work), workers, progress or (lambda step, done, total: None)),
         )
-        manifest = job.run(inputs, on_bad_row)
-        shutil.rmtree(work)
-        write_manifest(folder, manifest)
+        manifest = job.run()
+        write_manifest(work / DATASET, manifest)
+        publish(work, work / DATASET, out)
     return manifest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What all stages of one `prepare` know.
+    """The steps of one `prepare`; each is run when the next asks for it.
 
     Attributes:
+        inputs: Raw files.
         config: The [data] section.
         schema: Spelt out.
-        folder: Gets the dataset.
-        work: For what is gone at the end.
-        spare_bytes: Memory beyond the libraries'.
-        num_workers: Threads.
-        progress: Told of a stage and its share done.
+        remedy: What the message about a bad row says to do; None leaves bad rows out.
+        work: The work folder.
+        budget: Memory of a process.
+        runner: Runs the steps.
     """
 
+    inputs: tuple[Path, ...]
     config: DataConfig
     schema: Schema
-    folder: Path
+    remedy: str | None
     work: Path
-    spare_bytes: int
-    num_workers: int
-    progress: Progress
+    budget: Budget
+    runner: Runner
+    shared: OnceLoaded = field(default_factory=OnceLoaded)
 
-    def run(self, inputs: Sequence[Path], on_bad_row: BadRowPolicy) -> DatasetManifest:
-        """All stages; leaves the dataset's files in `folder`, its manifest aside."""
-        staged = self._stage(inputs, on_bad_row)
-        rows = StagedRows([file.path for file in staged])
-        connection = connect(self.spare_bytes // 2, self.work / "duckdb", self.num_workers)
-        with connection:
-            self.progress("split", 0.0)
-            splits = resolve_splits(rows, self.config.split, self.config.seed, connection)
-            counts = count_splits(rows, splits, self.config.split)
-            self.progress("split", 1.0)
-            encoding = self._fit(rows, splits, connection)
-        columns = encoded_schema(self.schema, encoding)
-        plan = PartPlan.of(
-            counts.rows.sum(0),
-            _row_bytes(rows, columns),
-            shuffle=self.config.shuffle,
-            seed=self.config.seed,
-        )
-        self._encode(rows, splits, counts, encoding, plan)
-        for file in staged:
-            file.path.unlink()
-        files = {
-            table.vocabulary: seal(self.folder / table.vocabulary)
-            for table in encoding.tables.values()
-            if table.vocabulary
-        }
-        files |= self._write(plan, columns)
+    def run(self) -> DatasetManifest:
+        """All steps; leaves the dataset's files in the work folder, its manifest aside."""
+        shutil.rmtree(self.work / SPILL, ignore_errors=True)
+        (self.work / DATASET).mkdir(exist_ok=True)
+        written = [d.files for d in self._merged] + [d.files for d in self._written()]
+        files = {n.removeprefix(f"{DATASET}/"): e for files in written for n, e in files.items()}
         return DatasetManifest(
             kind="dataset",
             version=VERSIONS["dataset"],
@@ -159,114 +155,276 @@ class _Job:
             commit=source_commit(),
             config={"data": to_tree(self.config)},
             files=files,
-            inputs=tuple(file.input for file in staged),
+            inputs=tuple(done.result.input for done in self._staged),
             schema=self.schema,
-            encoding=encoding,
-            splits=counts.infos(),
+            encoding=self._encoding,
+            splits=self._splits.counts.infos(),
         )
 
-    def _stage(self, inputs: Sequence[Path], on_bad_row: BadRowPolicy) -> list[StagedFile]:
-        time = time_column(self.config.split)
+    # stage
 
-        def stage(numbered: tuple[int, Path]) -> StagedFile:
-            number, path = numbered
-            out = self.work / f"staged-{number:05d}.parquet"
-            return stage_file(
-                path,
-                self.config.source,
-                self.schema,
-                out,
-                on_bad_row=on_bad_row,
-                remedy="correct the row, or pass --on-bad-row skip",
-                time_column=time,
-            )
+    @cached_property
+    def _stage(self) -> Step[StagedInput]:
+        stats = [path.stat() for path in self.inputs]
+        num_at_once, _ = self.budget.split(LEAST_TASK_BYTES)
+        return Step(
+            name="stage",
+            result=StagedInput,
+            keys=[
+                digest(self._stage_key, path.name, stat.st_size, stat.st_mtime_ns)
+                for path, stat in zip(self.inputs, stats, strict=True)
+            ],
+            sizes=[stat.st_size for stat in stats],
+            function=StageInput(
+                work=self.work,
+                inputs=self.inputs,
+                source=self.config.source,
+                schema=self.schema,
+                time_column=time_column(self.config.split),
+                remedy=self.remedy,
+            ),
+            num_per_process=num_at_once,
+        )
 
-        staged = []
-        for file in map_in_order(stage, enumerate(inputs), self.num_workers):
-            staged.append(file)
-            self.progress("stage", len(staged) / len(inputs))
-            if file.bad_rows:
+    @cached_property
+    def _stage_key(self) -> str:
+        schema, split = self.schema, self.config.split
+        columns = (schema.label, schema.dense, schema.sparse, time_column(split))
+        made_by = (__version__, source_commit())
+        return digest(made_by, self.config.source, columns, self.remedy is None)
+
+    @cached_property
+    def _staged(self) -> list[Done[StagedInput]]:
+        """What is known of the staged files, whether or not they are still there."""
+        staged = self.runner.run(self._stage, with_files=False)
+        for done in staged:
+            if done.result.bad_rows:
                 logger.warning(
                     "%s: left out %d bad rows, the first in line %d: %s",
-                    file.input.name,
-                    file.input.num_bad_rows,
-                    file.bad_rows[0].line,
-                    file.bad_rows[0].reason,
+                    done.result.input.name,
+                    done.result.input.num_bad_rows,
+                    done.result.bad_rows[0].line,
+                    done.result.bad_rows[0].reason,
                 )
-        _require_one_kind_of_time(staged)
+        _require_one_kind_of_time([done.result for done in staged])
         return staged
 
-    def _fit(
-        self, rows: StagedRows, splits: Splits, connection: duckdb.DuckDBPyConnection
-    ) -> Encoding:
-        fitter = Fitter(
-            rows=rows,
-            splits=splits,
-            schema=self.schema,
-            folder=self.folder,
-            connection=connection,
-            memory_bytes=self.spare_bytes * 3 // 4,
-            num_workers=self.num_workers,
+    def _stage_files(self) -> None:
+        self.runner.run(self._stage)
+
+    @cached_property
+    def _spans(self) -> StagedSpans:
+        groups = [-(-done.result.input.num_rows // ROW_GROUP_ROWS) for done in self._staged]
+        return StagedSpans(
+            work=self.work,
+            num_inputs=len(self.inputs),
+            spans=tuple(spans(groups)),
+            shared=self.shared,
         )
-        connection.execute(f"SET memory_limit = '{self.spare_bytes // 4}B'")
-        return fitter.fit(lambda share: self.progress("fit", share))
 
-    def _encode(
-        self,
-        rows: StagedRows,
-        splits: Splits,
-        counts: SplitCounts,
-        encoding: Encoding,
-        plan: PartPlan,
-    ) -> None:
-        """Encode all rows and append each to its part's spool, in input order."""
-        require_fit(encoding, self.spare_bytes // 2)
-        encoder = Encoder.load(self.folder, self.schema, encoding)
-        ranks = np.cumsum(counts.rows, axis=0) - counts.rows
+    @cached_property
+    def _span_bytes(self) -> list[int]:
+        """Staged bytes of each span, about."""
+        size = sum(e.size_bytes for done in self._staged for e in done.files.values())
+        num_chunks = sum(map(len, self._spans.spans))
+        return [size * len(span) // num_chunks for span in self._spans.spans]
 
-        def encode(numbered: tuple[int, Chunk]) -> list[Piece]:
-            number, chunk = numbered
-            rank = ranks[number].copy()
-            found: list[Piece] = []
-            for block in rows.read(chunk, rows.schema.names):
-                split = splits.assign(block)
-                parts = plan.parts_of(split, block.start, rank)
-                found += pieces(encoder.encode(block.rows), parts, len(plan))
-                rank += np.bincount(split, minlength=len(rank))
-            return found
+    # split
 
-        chunks = enumerate(rows.chunks)
-        for done, found in enumerate(map_in_order(encode, chunks, self.num_workers), start=1):
-            for piece in found:
-                piece.append_to(self.work)
-            self.progress("encode", done / len(rows.chunks))
+    @cached_property
+    def _split_key(self) -> str:
+        inputs = [done.result.input for done in self._staged]
+        return digest(self._stage_key, inputs, self.config.split, self.config.seed)
 
-    def _write(self, plan: PartPlan, columns: pa.Schema) -> dict[str, FileEntry]:
-        """Turn each spool into a part."""
+    @cached_property
+    def _splits(self) -> FoundSplits:
+        step = Step(
+            name="split",
+            result=FoundSplits,
+            keys=[self._split_key],
+            sizes=[sum(self._span_bytes)],
+            function=FindSplits(
+                staged=self._spans,
+                schema=self.schema,
+                split=self.config.split,
+                seed=self.config.seed,
+                memory_bytes=self.budget.spare_bytes // 2,
+            ),
+            num_per_process=1,
+            needs=self._stage_files,
+        )
+        return self.runner.run(step)[0].result
 
-        def write(part: int) -> tuple[str, FileEntry]:
-            spool = spool_path(self.work, part)
-            rows = load_part(spool, columns, plan, part)
-            spool.unlink()
-            return plan.path(part), write_part(self.folder / plan.path(part), rows)
+    # fit
 
-        drawn = [part for part in range(len(plan)) if spool_path(self.work, part).exists()]
-        num_at_once = max(1, min(self.num_workers, 2 * self.spare_bytes // (5 * PART_BYTES)))
-        files = {}
-        for path, entry in map_in_order(write, drawn, num_at_once):
-            files[path] = entry
-            self.progress("write", len(files) / len(drawn))
-        return files
+    @cached_property
+    def _fitted(self) -> dict[str, DenseStatistics | tuple[float, ...]]:
+        """Statistics of dense and edges of sparse features, by name."""
+        features: list[DenseFeature | SparseFeature] = []
+        features += [f for f in self.schema.dense if f.transform == "standardize"]
+        features += [f for f in self.schema.sparse if f.key == "quantile"]
+        num_at_once, memory_bytes = self.budget.split(LEAST_TASK_BYTES)
+        step: Step[DenseStatistics | tuple[float, ...]] = Step(
+            name="fit",
+            result=DenseStatistics | tuple[float, ...],  # type: ignore[arg-type]
+            keys=[digest(self._split_key, feature) for feature in features],
+            sizes=[sum(self._span_bytes) // 40 + 1 for _ in features],
+            function=FitFeature(
+                staged=self._spans,
+                splits=self._splits.splits,
+                features=tuple(features),
+                memory_bytes=memory_bytes // 2,
+            ),
+            num_per_process=num_at_once,
+            needs=self._stage_files,
+        )
+        found = [done.result for done in self.runner.run(step)]
+        return {feature.name: it for feature, it in zip(features, found, strict=True)}
+
+    @cached_property
+    def _edges(self) -> dict[str, tuple[float, ...]]:
+        return {name: it for name, it in self._fitted.items() if isinstance(it, tuple)}
+
+    @cached_property
+    def _tables(self) -> list[tuple[Table, tuple[SparseFeature, ...]]]:
+        """Tables with a vocabulary, and their features."""
+        return [
+            (table, tuple(f for f in self.schema.sparse if f.table == table.name))
+            for table in self.schema.tables
+            if table.encoding == "vocabulary"
+        ]
+
+    @cached_property
+    def _count_key(self) -> str:
+        return digest(self._split_key, [features for _, features in self._tables], self._edges)
+
+    def _count_files(self) -> None:
+        num_at_once, memory_bytes = self.budget.split(LEAST_TASK_BYTES)
+        step = Step(
+            name="count",
+            result=type(None),
+            keys=[self._count_key] * len(self._spans.spans),
+            sizes=self._span_bytes,
+            function=CountSpan(
+                staged=self._spans,
+                splits=self._splits.splits,
+                tables=tuple(features for _, features in self._tables),
+                edges=self._edges,
+                memory_bytes=memory_bytes // 4 * 3,
+            ),
+            num_per_process=num_at_once,
+            needs=self._stage_files,
+        )
+        self.runner.run(step)
+
+    @cached_property
+    def _merged(self) -> list[Done[TableEncoding]]:
+        num_at_once, memory_bytes = self.budget.split(LEAST_TASK_BYTES)
+        step = Step(
+            name="merge",
+            result=TableEncoding,
+            keys=[digest(self._count_key, table) for table, _ in self._tables],
+            sizes=[1] * len(self._tables),
+            function=MergeTable(
+                staged=self._spans,
+                tables=tuple(self._tables),
+                edges=self._edges,
+                memory_bytes=memory_bytes // 4 * 3,
+            ),
+            num_per_process=num_at_once,
+            needs=self._count_files,
+        )
+        merged = self.runner.run(step)
+        shutil.rmtree(self.work / "counts", ignore_errors=True)
+        return merged
+
+    @cached_property
+    def _encoding(self) -> Encoding:
+        tables = {
+            table.name: TableEncoding(num_embeddings=table.max_rows, vocabulary="", coverage=1.0)
+            for table in self.schema.tables
+        }
+        for (table, _), done in zip(self._tables, self._merged, strict=True):
+            tables[table.name] = done.result
+        dense = {n: _usable(n, it) for n, it in self._fitted.items() if not isinstance(it, tuple)}
+        return Encoding(
+            hash_version=HASH_VERSION, dense=dense, quantiles=self._edges, tables=tables
+        )
+
+    # encode
+
+    @cached_property
+    def _plan(self) -> PartPlan:
+        counts = self._splits.counts.rows
+        return PartPlan.of(
+            counts.sum(0),
+            _row_bytes([done.result for done in self._staged], self._columns),
+            shuffle=self.config.shuffle,
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def _columns(self) -> pa.Schema:
+        return encoded_schema(self.schema, self._encoding)
+
+    @cached_property
+    def _encode_key(self) -> str:
+        return digest(self._split_key, self._encoding, self.config.shuffle)
+
+    def _encoded_files(self) -> None:
+        vocabulary_bytes = require_fit(self._encoding, self.budget.spare_bytes // 2)
+        free = Budget(self.budget.spare_bytes - vocabulary_bytes, self.budget.num_per_process)
+        num_at_once, memory_bytes = free.split(LEAST_TASK_BYTES)
+        counts = self._splits.counts.rows
+        step = Step(
+            name="encode",
+            result=type(None),
+            keys=[self._encode_key] * len(counts),
+            sizes=self._span_bytes,
+            function=EncodeSpan(
+                staged=self._spans,
+                splits=self._splits.splits,
+                schema=self.schema,
+                encoding=self._encoding,
+                plan=self._plan,
+                ranks=tuple(map(tuple, (counts.cumsum(0) - counts).tolist())),
+                buffer_bytes=memory_bytes // 4,
+            ),
+            num_per_process=num_at_once,
+            needs=self._stage_files,
+        )
+        self.runner.run(step)
+        self.shared.clear()
+        shutil.rmtree(self.work / "staged", ignore_errors=True)
+
+    # write
+
+    def _written(self) -> list[Done[None]]:
+        num_at_once, _ = self.budget.split(PART_BYTES * 5 // 2)
+        step = Step(
+            name="write",
+            result=type(None),
+            keys=[self._encode_key] * len(self._plan),
+            sizes=[PART_BYTES] * len(self._plan),
+            function=WritePart(
+                work=self.work,
+                num_spans=len(self._spans.spans),
+                schema=self.schema,
+                encoding=self._encoding,
+                plan=self._plan,
+            ),
+            num_per_process=num_at_once,
+            needs=self._encoded_files,
+        )
+        return self.runner.run(step)
 
 
-def _require_one_kind_of_time(staged: Sequence[StagedFile]) -> None:
+def _require_one_kind_of_time(staged: Sequence[StagedInput]) -> None:
     """Refuse files whose times cannot be compared."""
     names: dict[str, str] = {}
     for file in staged:
-        columns = pq.read_schema(file.path)
-        if TIME in columns.names:
-            is_number = pa.types.is_floating(columns.field(TIME).type)
-            names.setdefault("numbers" if is_number else "date-times", file.input.name)
+        if file.time:
+            names.setdefault(file.time, file.input.name)
     if len(names) > 1:
         (kind, name), (other_kind, other_name) = names.items()
         raise DataError(
@@ -274,14 +432,28 @@ def _require_one_kind_of_time(staged: Sequence[StagedFile]) -> None:
         )
 
 
-def _row_bytes(rows: StagedRows, columns: pa.Schema) -> float:
+def _usable(name: str, statistics: DenseStatistics) -> DenseStatistics:
+    """A standard deviation to divide by."""
+    if statistics.std:
+        return statistics
+    logger.warning(
+        "dense feature %r is %g in every train row: it tells nothing; its standard deviation is "
+        "taken as 1",
+        name,
+        statistics.mean,
+    )
+    return DenseStatistics(mean=statistics.mean, std=1.0)
+
+
+def _row_bytes(staged: Sequence[StagedInput], columns: pa.Schema) -> float:
     """Encoded bytes of a row, on average over all rows."""
     total = 0.0
-    for field in columns:
-        if pa.types.is_list(field.type):
-            name = field.name.removesuffix(".weights")
-            length = rows.num_ids[sparse_column(name)] / max(1, rows.num_rows)
-            total += 4 + length * field.type.value_type.bit_width / 8
+    num_rows = sum(file.input.num_rows for file in staged)
+    for column in columns:
+        if pa.types.is_list(column.type):
+            name = sparse_column(column.name.removesuffix(".weights"))
+            length = sum(file.num_ids[name] for file in staged) / max(1, num_rows)
+            total += 4 + length * column.type.value_type.bit_width / 8
         else:
-            total += field.type.bit_width / 8
+            total += column.type.bit_width / 8
     return total
