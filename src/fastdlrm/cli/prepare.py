@@ -29,6 +29,9 @@ def prepare(
         str,
         typer.Option(help="Address of a Ray cluster that does the tasks; local: here."),
     ] = "",
+    skip_disk_check: Annotated[
+        bool, typer.Option(help="Begin even if the disk seems too small by the estimate.")
+    ] = False,
     on_bad_row: OnBadRow = "error",
     overrides: Overrides = None,
     json: Json = False,
@@ -42,14 +45,18 @@ def prepare(
         fastdlrm prepare --config criteo-generated --input 'LOG/*.gz' --out DATA --memory 1GiB
     """
     from fastdlrm.config import load_config
+    from fastdlrm.data.disk import require_disk
     from fastdlrm.data.prepare import prepare as run
     from fastdlrm.data.source import expand_inputs
     from fastdlrm.train.recipe import Recipe
 
     recipe = load_config(config, Recipe, overrides or ())
+    paths = expand_inputs(inputs)
+    if not skip_disk_check:
+        require_disk(paths, recipe.data, out)
     with steps() as update:
         manifest = run(
-            expand_inputs(inputs),
+            paths,
             recipe.data,
             out,
             memory_bytes=bytes_of(memory),

@@ -4,7 +4,6 @@ Each worker is an actor that is started anew, elsewhere if need be, when its mac
 task is then done again. A task's bytes are reported when it is done.
 """
 
-import importlib
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,8 @@ def cluster(address: str, num_workers: int, work: Path) -> Iterator["RayWorkers 
         work: The work folder, which all of them must see.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, there is no cluster at the address, or it has fewer
+            CPUs than `num_workers`.
         DataError: A worker does not see `work`, or has another version of fastdlrm.
     """
     if not address:
@@ -67,6 +67,12 @@ class RayWorkers:
         self.num_processes = num_workers
         self._ray = ray
         self._step = 0
+        num_cpus = int(ray.cluster_resources().get("CPU", 0))
+        if num_cpus < num_workers:
+            raise ConfigError(
+                f"--workers {num_workers}: the Ray cluster has {num_cpus} CPUs, and each worker "
+                "takes one; ask for fewer"
+            )
         remote = ray.remote(_Worker).options(
             num_cpus=1, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
         )
@@ -135,7 +141,7 @@ class _Worker:
         """Do a task."""
         if step != self._step:
             self._function = None
-            self._function = importlib.import_module("ray").get(function[0])
+            self._function = _ray().get(function[0])
             self._step = step
         return self._function(number, lambda num_bytes: None)
 
@@ -161,11 +167,12 @@ def require_alike(work: Path, version: str) -> None:
 
 def _ray() -> Any:
     try:
-        return importlib.import_module("ray")
+        import ray
     except ModuleNotFoundError as problem:
         raise ConfigError(
             "--ray: the package ray is not installed; pip install 'fastdlrm[ray]'"
         ) from problem
+    return ray
 
 
 def _connect(ray: Any, address: str, num_workers: int) -> None:

@@ -101,11 +101,10 @@ def prepare(
         raise DataError("--input: no file; name at least one")
     schema = config.schema()
     check_tables(schema)
-    workers: Workers = Threads(num_workers)
     with work_folder(out) as work, cluster(ray, num_workers, work) as processes:
-        workers = processes or workers
+        workers: Workers = processes or Threads(num_workers)
         job = _Job(
-            inputs=tuple(inputs),
+            inputs=tuple(path.absolute() for path in inputs),
             config=config,
             schema=schema,
             remedy=None if on_bad_row == "skip" else _REMEDY,
