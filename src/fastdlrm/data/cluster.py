@@ -5,6 +5,7 @@ task is then done again. A task's bytes are reported when it is done.
 """
 
 import logging
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from fastdlrm.errors import ConfigError, DataError
 
 _STORE_BYTES = 80 << 20
 """Memory of a local cluster's object store; Ray takes no less."""
-_MAX_RESTARTS = 4
+_CONNECT_S = 10
+_MAX_RESTARTS = 2
 """Of a worker, before the work ends."""
 
 
@@ -25,7 +27,7 @@ def cluster(address: str, num_workers: int, work: Path) -> Iterator["RayWorkers 
     """Workers on a Ray cluster, ended on exit; None for an empty address.
 
     Args:
-        address: Of the cluster; "local" starts one on this machine, "auto" finds a running one.
+        address: host:port, "local" to start one on this machine, "auto" for the one that runs here.
         num_workers: Processes, each one CPU of the cluster.
         work: The work folder, which all of them must see.
 
@@ -184,8 +186,11 @@ def _connect(ray: Any, address: str, num_workers: int) -> None:
             "object_store_memory": _STORE_BYTES,
         }
     try:
+        host, _, port = address.rpartition(":")
+        if host:  # Ray itself goes on trying for minutes
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
         ray.init(address=address, **settings)
-    except (ConnectionError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError) as problem:
         raise ConfigError(
             f"--ray {address}: no cluster there: {str(problem).splitlines()[0]}; start one with "
             "'ray start --head', or pass --ray local"
