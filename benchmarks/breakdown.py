@@ -61,6 +61,30 @@ def breakdown(step: Callable[[int], None], device: torch.device, steps: int = 8)
     return {"ms_a_step": by_class, "top": top}
 
 
+def exposed(events: Any, word: str) -> tuple[float, float]:
+    """Milliseconds in which kernels with a word in their name ran, and those nothing else did."""
+    spans: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for event in events:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            span = event.time_range
+            spans[word in event.name.lower()].append((span.start, span.end))
+    named, others = (_merged(spans[kind]) for kind in (True, False))
+    total = sum(stop - start for start, stop in named)
+    both = sum(stop - start for start, stop in _merged([*named, *others]))
+    return total / 1e3, (both - sum(stop - start for start, stop in others)) / 1e3
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Spans of time with overlaps joined, ascending."""
+    merged: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
 def _timed(events: Any, device: torch.device) -> list[tuple[str, str, float]]:
     """Name, class and microseconds of each operator or kernel."""
     if device.type == "cpu":

@@ -12,6 +12,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -62,6 +63,11 @@ class Shape:
     ids_per_bag: int = 1
     is_skewed: bool = False
     sparse_rule: SparseRule = "sgd"
+
+    @property
+    def num_embeddings(self) -> dict[str, int]:
+        """Rows by table."""
+        return {f"t{index}": rows for index, rows in enumerate(self.rows)}
 
     @property
     def top_input(self) -> int:
@@ -137,17 +143,23 @@ def train_config(
 
 def build_model(shape: Shape, device: torch.device) -> DLRM:
     """A model with drawn weights; the tables are made straight on the device."""
-    names = [f"t{index}" for index in range(len(shape.rows))]
-    generator = torch.Generator().manual_seed(0)
-    sizes = dict(zip(names, shape.rows, strict=True))
-    tables = EmbeddingTables(sizes, names, embedding_dim=shape.dim, device=device)
+    sizes = shape.num_embeddings
+    tables = EmbeddingTables(sizes, list(sizes), embedding_dim=shape.dim, device=device)
     tables.initialise("reference", torch.Generator(device).manual_seed(0))
+    return around(shape, tables, device)
+
+
+def around(shape: Shape, tables: Tables, device: torch.device) -> DLRM:
+    """A model with given tables and drawn MLPs."""
+    generator = torch.Generator().manual_seed(0)
     bottom = build_mlp(shape.num_dense, shape.bottom, generator=generator)
     top = build_mlp(shape.top_input, shape.top, out_features=1, generator=generator)
     return DLRM(tables, bottom.to(device), top.to(device))
 
 
-def draw_batches(shape: Shape, size: int, count: int, device: torch.device) -> list[Batch]:
+def draw_batches(
+    shape: Shape, size: int, count: int, device: torch.device, seed: int = 1
+) -> list[Batch]:
     """Random batches, made on the device.
 
     Args:
@@ -155,8 +167,9 @@ def draw_batches(shape: Shape, size: int, count: int, device: torch.device) -> l
         size: B.
         count: Of batches.
         device: Where.
+        seed: Of the stream.
     """
-    generator = torch.Generator(device).manual_seed(1)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def uniform(*extents: int) -> torch.Tensor:
         return torch.rand(extents, generator=generator, device=device)

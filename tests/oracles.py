@@ -84,3 +84,10 @@ def bce(logits: Sequence[float], labels: Sequence[float]) -> list[float]:
         -math.log(sigmoid(x)) if y == 1 else -math.log(1 - sigmoid(x))
         for x, y in zip(logits, labels, strict=True)
     ]
+
+
+def different_rows(num_rows: int, num_ids: int, repeats: int) -> float:
+    """Mean number of different rows among ids drawn evenly."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(num_rows, size=(repeats, num_ids))
+    return float(np.mean([len(np.unique(ids)) for ids in drawn]))

@@ -9,6 +9,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -16,6 +17,7 @@ from fastdlrm.train.config import (
     SparseOptimizerConfig,
     TrainConfig,
 )
+from fastdlrm.train.sparse_optimizer import StackLookup
 from fastdlrm.train.step import TrainStep
 
 BATCH_SIZE = 48
@@ -34,12 +36,14 @@ def make_model(
     table_dtype: torch.dtype = torch.float32,
     norm: str = "none",
     dropout: float = 0.0,
+    tables: Tables | None = None,
 ) -> DLRM:
-    """A DLRM of few numbers, in training mode."""
+    """A DLRM of few numbers, in training mode; with tables of its own unless others are given."""
     generator = torch.Generator().manual_seed(0)
-    tables = EmbeddingTables(
-        TABLES, FEATURES, embedding_dim=DIM, pooling=pooling, dtype=table_dtype
-    )
+    if tables is None:
+        tables = EmbeddingTables(
+            TABLES, FEATURES, embedding_dim=DIM, pooling=pooling, dtype=table_dtype
+        )
     tables.initialise("normal", generator, 0.3)
     changes = {"norm": norm, "dropout": dropout, "generator": generator}
     width = DIM * (len(FEATURES) + bool(num_dense))
@@ -104,6 +108,11 @@ def take(step: TrainStep, batches: Sequence[Batch], first: int = 0) -> Tensor:
     """Take steps; their losses, on the CPU."""
     losses = [step(batch, first + k) for k, batch in enumerate(batches)]
     return torch.stack(losses).cpu()
+
+
+def look_up(model: DLRM, batch: Batch) -> StackLookup:
+    """A batch's lookup in a model's tables."""
+    return StackLookup(model.tables, batch.sparse, model.tables.rows(batch.sparse))
 
 
 def state_of(step: TrainStep) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from types import FrameType
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli import doctor, evaluate, generate, inspect, predict, prepare, train
+from fastdlrm.cli import doctor, evaluate, generate, inspect, plan, predict, prepare, train
 from fastdlrm.errors import ConfigError, FastDLRMError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
+app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
@@ -47,12 +48,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except ConfigError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(2)
     except FastDLRMError as problem:
-        typer.echo(f"error: {problem}", err=True)
-        sys.exit(1)
+        if not getattr(problem, "__notes__", ()):  # else another rank tells it
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(2 if isinstance(problem, ConfigError) else 1)
     except OSError as problem:
         typer.echo(f"error: {problem}; check the path, its disk and permissions", err=True)
         sys.exit(1)

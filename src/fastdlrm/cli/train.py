@@ -1,5 +1,6 @@
 """`fastdlrm train`: dataset -> run."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out at its last checkpoint.")
     ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="Where the tables lie, made by `fastdlrm plan`.")
+    ] = None,
+    nproc: Annotated[
+        int, typer.Option(help="Processes on this machine that share the work, one a GPU.", min=1)
+    ] = 1,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -29,18 +36,36 @@ def train(
     exits; `--resume` continues at that very step with the very result of an uninterrupted run.
 
         fastdlrm train --config criteo-generated --data DATA --out RUN --set seed=1
+
+    Several processes share the tables and the batches: --nproc 4 starts them on this machine,
+    `torchrun ... -m fastdlrm train` on many. Any number of them may resume a run.
     """
+    if nproc > 1:
+        _launch(nproc)
+        return
     from fastdlrm.config import load_config
     from fastdlrm.data.dataset import Dataset
+    from fastdlrm.parallel.world import World
+    from fastdlrm.train.device import resolve_device
     from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.run import Run
+    from fastdlrm.train.sharding import sharding_plan
     from fastdlrm.train.trainer import Trainer
 
     recipe = load_config(config, Recipe, overrides or ())
-    dataset = Dataset.open(data)
-    run = (Run.resume if resume else Run.create)(out, recipe, dataset)
-    with _display() as (on_progress, on_message):
-        result = Trainer(run, dataset, on_progress, on_message).train()
+    with World.of_environment(resolve_device(recipe.train.device)) as world:
+        dataset = Dataset.open(data)
+        encoding = dataset.manifest.encoding
+        sharding = world.on_each(
+            lambda: sharding_plan(recipe, dataset.schema, encoding, world, plan)
+        )
+        make = Run.resume if resume or world.restart_count else Run.create
+        run = world.on_first(lambda: make(out, recipe, dataset))
+        with _display(world.is_first) as (on_progress, on_message):
+            trainer = Trainer(run, dataset, on_progress, on_message, world=world, plan=sharding)
+            result = trainer.train()
+    if not world.is_first:
+        return
 
     def human() -> dict[str, object]:
         lines: dict[str, object] = {
@@ -62,9 +87,34 @@ def train(
     emit(result, json, human)
 
 
+def _launch(nproc: int) -> None:
+    """Run this very command on several ranks."""
+    from fastdlrm.parallel.launch import RankFailed, launch
+
+    try:
+        launch(_without(sys.argv[1:], "--nproc"), nproc)
+    except RankFailed as problem:
+        typer.echo(f"error: {problem}", err=True)
+        raise typer.Exit(problem.exit_code) from None
+
+
+def _without(arguments: list[str], name: str) -> list[str]:
+    """Arguments without an option and its value."""
+    kept = [x for x in arguments if not x.startswith(f"{name}=")]
+    while name in kept:
+        place = kept.index(name)
+        del kept[place : place + 2]
+    return kept
+
+
+Display = tuple[Callable[["Progress"], None], Callable[[str], None]]
+
+
 @contextmanager
-def _display() -> Iterator[tuple[Callable[["Progress"], None], Callable[[str], None]]]:
-    """A live bar on a terminal, a line a record where stderr is a file."""
+def _display(
+    is_shown: bool,
+) -> Iterator["Display"]:
+    """A live bar on a terminal, a line a record where stderr is a file; nothing if not shown."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -77,7 +127,8 @@ def _display() -> Iterator[tuple[Callable[["Progress"], None], Callable[[str], N
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=console, disable=not console.is_terminal) as live:
+    is_live = is_shown and console.is_terminal
+    with RichProgress(*columns, console=console, disable=not is_live) as live:
         task = live.add_task("", total=None)
         loss = ""
 

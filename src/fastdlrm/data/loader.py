@@ -5,7 +5,9 @@ pure function of the seed and the epoch.
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+
+import torch
 
 from fastdlrm.batch import Batch
 from fastdlrm.data.order import EpochOrder, rank_slice
@@ -58,6 +60,10 @@ class Loader:
         """Batches an epoch."""
         return -(-len(self._rows) // self._size)
 
+    def size(self, batch: int) -> int:
+        """Rows of an epoch's global batch, over all ranks."""
+        return min(self._size, len(self._rows) - batch * self._size)
+
     def epoch(self, epoch: int, first_batch: int = 0) -> Generator[Batch, None, None]:
         """This rank's slices of the global batches first_batch, first_batch + 1, ... of an epoch.
 
@@ -65,7 +71,10 @@ class Loader:
         """
         order = EpochOrder(len(self._rows), self._block_rows, self._seed, epoch)
 
+        use_device = _for_threads(self._pin)
+
         def gather(k: int) -> Batch:
+            use_device()
             start = k * self._size
             stop = min(start + self._size, len(self._rows))
             low, high = rank_slice(stop - start, self._rank, self._world_size)
@@ -76,23 +85,45 @@ class Loader:
 
 
 class SequentialLoader:
-    """Batches of a split in its own order, for evaluation; same arguments as `Loader`."""
+    """Batches of a split in its own order, for evaluation; arguments as `Loader`'s."""
 
     def __init__(
-        self, rows: Rows, batch_size: int, *, pin: bool = False, num_workers: int = 0
+        self,
+        rows: Rows,
+        global_batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        pin: bool = False,
+        num_workers: int = 0,
     ) -> None:
         self._rows = rows
-        self._size = batch_size
+        self._size = global_batch_size
+        self._rank = rank
+        self._world_size = world_size
         self._pin = pin
         self._num_workers = num_workers or default_workers(pin)
 
     def __iter__(self) -> Generator[Batch, None, None]:
+        """This rank's slices of the batches."""
+        use_device = _for_threads(self._pin)
+
         def gather(start: int) -> Batch:
-            stop = min(start + self._size, len(self._rows))
-            return self._rows.batch(slice(start, stop), pin=self._pin)
+            use_device()
+            size = min(self._size, len(self._rows) - start)
+            low, high = rank_slice(size, self._rank, self._world_size)
+            return self._rows.batch(slice(start + low, start + high), pin=self._pin)
 
         starts = range(0, len(self._rows), self._size)
         return map_in_order(gather, starts, self._num_workers, NUM_AHEAD)
+
+
+def _for_threads(pin: bool) -> Callable[[], None]:
+    """What a thread calls before it page-locks memory: else it would wake up the first GPU."""
+    if not pin:
+        return lambda: None
+    device = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(device)
 
 
 def default_workers(pin: bool) -> int:

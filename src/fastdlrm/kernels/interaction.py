@@ -105,6 +105,7 @@ def lookup_dot_interaction_backward(
     include_diagonal: bool = False,
     *,
     relu: bool = False,
+    scatter: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     """`dot_interaction_backward` for looked-up ids, which are read again rather than kept.
 
@@ -116,12 +117,15 @@ def lookup_dot_interaction_backward(
         num_features: Likewise.
         include_diagonal: Likewise.
         relu: As in `dot_interaction_backward`.
+        scatter: Whether the second gradient is laid out as `weight`: no two of `rows` may be equal.
 
     Returns:
-        As `dot_interaction_backward`.
+        As `dot_interaction_backward`; with `scatter` the second has `weight`'s shape, the gradient
+        of each looked-up vector in its row, zeros in all other rows.
     """
+    num_rows = len(weight) if scatter else 0
     grad_dense, grad_pooled = _lookup_dot_interaction_backward(
-        grad, weight, rows, dense, num_features, include_diagonal, relu
+        grad, weight, rows, dense, num_features, include_diagonal, relu, num_rows
     )
     return (None if dense is None else grad_dense), grad_pooled
 
@@ -228,9 +232,15 @@ def _lookup_backward(
     num_features: int,
     include_diagonal: bool,
     relu: bool,
+    scatter_rows: int,
 ) -> tuple[Tensor, Tensor]:
+    """`scatter_rows`: rows of the second gradient's layout as `weight`, 0 for (B, F, D)."""
     pooled = _looked_up(weight, rows, num_features, grad.dtype)
-    return define_dot_interaction_backward(grad, dense, pooled, include_diagonal, relu)
+    grads = define_dot_interaction_backward(grad, dense, pooled, include_diagonal, relu)
+    if not scatter_rows:
+        return grads
+    scattered = grad.new_zeros(scatter_rows, weight.shape[1])
+    return grads[0], scattered.index_copy_(0, rows.long(), grads[1].transpose(0, 1).flatten(0, 1))
 
 
 def _feature_major(grads_BFD: Tensor) -> Tensor:
@@ -289,9 +299,12 @@ def _fake_lookup_backward(
     num_features: int,
     include_diagonal: bool,
     relu: bool,
+    scatter_rows: int,
 ) -> tuple[Tensor, Tensor]:
     B, D = rows.shape[0] // num_features, weight.shape[1]
     grad_pooled = grad.new_empty(num_features, B, D).transpose(0, 1)
+    if scatter_rows:
+        grad_pooled = grad.new_empty(scatter_rows, D)
     return grad.new_empty(0) if dense is None else torch.empty_like(dense), grad_pooled
 
 
@@ -326,7 +339,7 @@ _lookup_dot_interaction = define(
 )
 _lookup_dot_interaction_backward = define(
     "lookup_dot_interaction_backward(Tensor grad, Tensor weight, Tensor rows, Tensor? dense,"
-    " int num_features, bool include_diagonal, bool relu) -> (Tensor, Tensor)",
+    " int num_features, bool include_diagonal, bool relu, int scatter_rows) -> (Tensor, Tensor)",
     _lookup_backward,
     fake=_fake_lookup_backward,
 )

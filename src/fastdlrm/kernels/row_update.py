@@ -113,6 +113,7 @@ def apply_rule_(
     gradient: RowGradient,
     rule: UpdateRule,
     scalars: Tensor,
+    mean_square: Tensor | None = None,
 ) -> None:
     """Apply the rule to a gradient that is summed already.
 
@@ -122,8 +123,12 @@ def apply_rule_(
         gradient: Of `weight`.
         rule: Optimizer.
         scalars: Of this step, `StepScalars.tensor`.
+        mean_square: Of `scaled_gradient` over all D columns, shape (U,), for row-wise Adagrad
+            where `weight` holds only some of them.
     """
-    if weight.device.type == "cpu":  # each row is a bag of its own
+    if mean_square is not None:
+        _apply_rule_(weight, state, gradient, rule, scalars, mean_square)
+    elif weight.device.type == "cpu":  # each row is a bag of its own
         order = RowOrder(gradient.rows, torch.arange(len(gradient.rows)), None)
         update_rows_(weight, state, gradient.values, order, rule, scalars)
     else:
@@ -136,23 +141,42 @@ def _apply_rule_(
     gradient: RowGradient,
     rule: UpdateRule,
     scalars: Tensor,
+    mean_square: Tensor | None = None,
 ) -> None:
-    rows, values = gradient
     now = StepScalars(*scalars.tolist())
-    if now.gradient_scale != 1:
-        values = values * now.gradient_scale
-    if rule.l2:
-        values = values.add(_read_rows(weight, rows), alpha=rule.l2)
-    gradient = RowGradient(rows, values)
+    gradient = scaled_gradient(weight, gradient, rule, now.gradient_scale)
     if rule.name == "sgd":
         sgd_update_(weight, gradient, now)
     elif rule.name == "adagrad":
         adagrad_update_(weight, state["square_sum"], gradient, now, eps=rule.eps)
     elif rule.name == "rowwise_adagrad":
-        rowwise_adagrad_update_(weight, state["square_sum"], gradient, now, eps=rule.eps)
+        state_sum = state["square_sum"]
+        rowwise_adagrad_update_(
+            weight, state_sum, gradient, now, eps=rule.eps, mean_square=mean_square
+        )
     else:
         first, second = state["first"], state["second"]
         adam_update_(weight, first, second, gradient, now, eps=rule.eps, betas=rule.betas)
+
+
+@torch.no_grad()
+def scaled_gradient(
+    weight: Tensor, gradient: RowGradient, rule: UpdateRule, scale: float
+) -> RowGradient:
+    """What a rule is applied to: scale * g + l2 * w.
+
+    Args:
+        weight: Shape (R, D).
+        gradient: Of `weight`.
+        rule: Optimizer.
+        scale: `StepScalars.gradient_scale`.
+    """
+    rows, values = gradient
+    if scale != 1:
+        values = values * scale
+    if rule.l2:
+        values = values.add(_read_rows(weight, rows), alpha=rule.l2)
+    return RowGradient(rows, values)
 
 
 @torch.no_grad()
@@ -205,6 +229,7 @@ def rowwise_adagrad_update_(
     now: StepScalars,
     *,
     eps: float,
+    mean_square: Tensor | None = None,
 ) -> None:
     """s += mean of g^2 over D; w -= lr g / (sqrt(s) + eps), with one s a row.
 
@@ -214,11 +239,13 @@ def rowwise_adagrad_update_(
         gradient: Of `weight`.
         now: This step's numbers; lr among them.
         eps: Keeps the denominator from zero.
+        mean_square: The mean of g^2, shape (U,), where `gradient` lacks some of the columns.
 
     Source: the row-wise sparse Adagrad of the DLRM reference implementation.
     """
     rows, values = gradient
-    new_sum = square_sum.index_select(0, rows).add_(values.square().mean(1))
+    added = values.square().mean(1) if mean_square is None else mean_square
+    new_sum = square_sum.index_select(0, rows).add_(added)
     square_sum.index_copy_(0, rows, new_sum)
     moved = _read_rows(weight, rows)
     moved.addcdiv_(values, new_sum.sqrt_().add_(eps).unsqueeze(1), value=-now.learning_rate)

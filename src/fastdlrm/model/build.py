@@ -9,6 +9,7 @@ from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
 
@@ -20,7 +21,7 @@ def build_dlrm(
     *,
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    host_tables: bool = False,
+    tables: Tables | None = None,
 ) -> DLRM:
     """Make a model; the tables are drawn first, then the bottom and the top MLP.
 
@@ -31,7 +32,7 @@ def build_dlrm(
         seed: Of all weights; the global random state is left alone.
         table_dtype: Of the tables' rows.
         device: Where it computes; one seed gives the same weights on every device.
-        host_tables: Whether a GPU's tables lie in page-locked host memory.
+        tables: To be drawn, where they are not simply this process's; None: `build_tables`.
 
     Raises:
         ConfigError: The config does not fit the schema.
@@ -40,15 +41,8 @@ def build_dlrm(
     num_vectors = num_sparse + bool(num_dense)
     require_fit(config, schema)
     generator = torch.Generator().manual_seed(seed)
-    tables = EmbeddingTables(
-        {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables},
-        [feature.table for feature in schema.sparse],
-        embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
-        dtype=table_dtype,
-        device="cpu" if host_tables else device,
-        pin=host_tables,
-    )
+    if tables is None:
+        tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
     tables.initialise(config.init, generator, config.embedding_std)
     bottom_mlp = None
     if num_dense:
@@ -67,7 +61,6 @@ def build_dlrm(
         dropout=config.dropout,
         generator=generator,
     )
-    tables.feature_starts = tables.feature_starts.to(device)
     return DLRM(
         tables,
         None if bottom_mlp is None else bottom_mlp.to(device),
@@ -75,6 +68,48 @@ def build_dlrm(
         interaction=config.interaction,
         include_diagonal=config.include_diagonal,
     )
+
+
+def build_tables(
+    config: ModelConfig,
+    schema: Schema,
+    encoding: Encoding,
+    *,
+    table_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_host: bool = False,
+) -> EmbeddingTables:
+    """All tables in this process, not yet drawn.
+
+    Args:
+        config: Shape of the model.
+        schema: Its features.
+        encoding: Sizes of its tables.
+        table_dtype: Of their rows.
+        device: Where it computes.
+        on_host: Whether a GPU's tables lie in page-locked host memory.
+    """
+    tables = EmbeddingTables(
+        table_sizes(schema, encoding),
+        feature_tables(schema),
+        embedding_dim=config.embedding_dim,
+        pooling=config.pooling,
+        dtype=table_dtype,
+        device="cpu" if on_host else device,
+        pin=on_host,
+    )
+    tables.feature_starts = tables.feature_starts.to(device)
+    return tables
+
+
+def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
+    """Rows by table, in the model's order."""
+    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
+
+
+def feature_tables(schema: Schema) -> list[str]:
+    """The table of each sparse feature, in the batch's order."""
+    return [feature.table for feature in schema.sparse]
 
 
 def interaction_width(config: ModelConfig, num_vectors: int, *, has_dense: bool) -> int:

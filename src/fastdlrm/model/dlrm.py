@@ -3,12 +3,14 @@
 Shapes: B batch, N dense features, F sparse features, D embedding dim.
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
 from fastdlrm.model.config import Interaction
-from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Tables
 
 
 class DLRM(nn.Module):
@@ -22,9 +24,11 @@ class DLRM(nn.Module):
     Source: Naumov et al. 2019, arXiv:1906.00091.
     """
 
+    tables: Tables
+
     def __init__(
         self,
-        tables: EmbeddingTables,
+        tables: Tables,
         bottom_mlp: nn.Module | None,
         top_mlp: nn.Module,
         *,
@@ -76,12 +80,12 @@ class DLRM(nn.Module):
         """Parameters of the MLPs by name: all that the dense optimizer trains."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("tables.")}
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Any]:
         """Live tensors by name, each table on its own: what a checkpoint keeps of the model.
 
-        Copying into one changes the model. The names do not depend on how tables are stacked.
+        Copying into one changes the model. The names do not depend on how tables are stacked, nor
+        on the ranks they lie on; of a table on several ranks it is this rank's part.
         """
-        stacked = self.state_dict()
-        del stacked["tables.weight"]
-        tables = {f"tables.{name}": self.tables.table(name) for name in self.tables.num_embeddings}
-        return {**stacked, **tables}
+        dense = {k: v for k, v in self.state_dict().items() if not k.startswith("tables.")}
+        tables = {f"tables.{name}": x for name, x in self.tables.state_tensors().items()}
+        return {**dense, **tables}

@@ -87,13 +87,13 @@ class EmbeddingTables(nn.Module):
             table = self.table(name)
             is_there = table.device.type == generator.device.type
             drawn = table if is_there else torch.empty_like(table, device=generator.device)
-            if init == "reference":
-                bound = math.sqrt(1 / rows)
-                drawn.uniform_(-bound, bound, generator=generator)
-            else:
-                drawn.normal_(0, std, generator=generator)
+            draw_(drawn, rows, init, generator, std)
             if not is_there:
                 table.copy_(drawn)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Each table by name, live."""
+        return {name: self.table(name) for name in self.num_embeddings}
 
     def table(self, name: str) -> Tensor:
         """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
@@ -136,9 +136,32 @@ class EmbeddingTables(nn.Module):
             Shape (B, F, D), a view of (F, B, D): reading feature by feature keeps a small table in
             the cache, and the interaction copies its input in any case.
         """
+        return self.pool(sparse, self.rows(sparse), dtype)
+
+    def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """As `forward`, with the batch's `rows` at hand."""
         F, B = len(self.feature_starts), sparse.num_samples
         offsets = None if sparse.lengths is None else sparse.offsets()
-        pooled = pooled_lookup(
-            self.weight, self.rows(sparse), offsets, sparse.weights, self.pooling, dtype
-        )
-        return pooled.view(F, B, self.weight.shape[1]).transpose(0, 1)
+        weight = self.weight
+        pooled = pooled_lookup(weight, rows, offsets, sparse.weights, self.pooling, dtype)
+        return pooled.view(F, B, weight.shape[1]).transpose(0, 1)
+
+
+@torch.no_grad()
+def draw_(
+    values: Tensor, num_rows: int, init: Init, generator: torch.Generator, std: float
+) -> None:
+    """Fill a table, or a run of its rows, with the numbers it begins with.
+
+    Args:
+        values: Shape (n, D), on the generator's device.
+        num_rows: Of the whole table.
+        init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
+        generator: Draws row by row.
+        std: Of "normal".
+    """
+    if init == "reference":
+        bound = math.sqrt(1 / num_rows)
+        values.uniform_(-bound, bound, generator=generator)
+    else:
+        values.normal_(0, std, generator=generator)

@@ -130,6 +130,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     table_placement: Literal["device", "host"] = "device"
     """Of the tables and their optimizer's state when a GPU computes. host: in page-locked memory
     that the GPU's kernels read and write over the bus, for tables that exceed the card; slower."""
+    exchange_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of pooled vectors and their gradients on their way between ranks; auto: bf16 where precision
+    is, else fp32."""
     use_cuda_graph: bool = True
     """On a GPU, replay whole steps as one captured graph where that is possible: much faster."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -92,6 +92,18 @@ class DenseOptimizer:
             view("bias", self.gradient),
         )
 
+    def gradient_of(self, prefix: str) -> Tensor:
+        """The gradients of all parameters whose names begin so, as one slice of `gradient`.
+
+        Args:
+            prefix: Of parameters that follow one another.
+        """
+        starts = [start for name, (start, _) in self._places.items() if name.startswith(prefix)]
+        if not starts:
+            return self.gradient[:0]
+        later = [start for start, _ in self._places.values() if start > starts[-1]]
+        return self.gradient[starts[0] : min(later, default=len(self.gradient))]
+
     def zero_grad(self) -> None:
         """Forget the gradient, before one is accumulated by autograd."""
         self.gradient.zero_()

@@ -63,6 +63,11 @@ class StepGraph:
         self._graph.replay()
         return self._loss.clone()
 
+    def release(self) -> None:
+        """Free the captured step; the next call captures it again."""
+        torch.cuda.synchronize()
+        self._graph = None
+
     def _allocate(self, batch: Batch) -> None:
         """The memory that the graph reads, and two batches' worth for those on their way."""
         num_dense, num_sparse = batch.dense.shape[1], batch.sparse.num_features

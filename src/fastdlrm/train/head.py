@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.batch import Batch
 from fastdlrm.kernels.interaction import (
     cat_interaction,
     dot_interaction,
@@ -28,24 +28,32 @@ from fastdlrm.kernels.interaction import (
 from fastdlrm.kernels.logit_loss import LossRule, logit_loss
 from fastdlrm.kernels.mlp import mlp_backward, mlp_forward
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.lookup import Lookup, RowSource
 from fastdlrm.model.mlp import layers_of
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.loss import LossFunction
 
 TakeGradient = Callable[[Tensor], None]
-"""Called with the gradient of the pooled vectors, shape (B, F, D)."""
+"""Called with the gradient of the pooled vectors, shape (B, F, D), or as `RowSource` asks."""
 
 
 class Head(Protocol):
     """What the train step asks of a head."""
 
     def __call__(
-        self, batch: Batch, normalizer: float, take: TakeGradient, *, accumulate: bool
+        self,
+        batch: Batch,
+        lookup: Lookup,
+        normalizer: float,
+        take: TakeGradient,
+        *,
+        accumulate: bool,
     ) -> Tensor:
         """Forward and backward.
 
         Args:
-            batch: On the model's device.
+            batch: On the model's device; at least one sample.
+            lookup: Of the batch's ids; asked for the pooled vectors after the bottom MLP.
             normalizer: What the sum of losses is divided by.
             take: Gets the gradient of the pooled vectors.
             accumulate: Whether to add to the parameters' gradients instead of setting them.
@@ -75,14 +83,18 @@ class AutogradHead:
         self._dtype = dtype
 
     def __call__(
-        self, batch: Batch, normalizer: float, take: TakeGradient, *, accumulate: bool
+        self,
+        batch: Batch,
+        lookup: Lookup,
+        normalizer: float,
+        take: TakeGradient,
+        *,
+        accumulate: bool,
     ) -> Tensor:
         """See `Head`."""
         if not accumulate:
             self._optimizer.zero_grad()
-        with torch.no_grad():
-            pooled = self._model.tables(batch.sparse, torch.float32)
-        pooled.requires_grad_()
+        pooled = lookup.pooled(torch.float32).requires_grad_()
         device = batch.dense.device.type
         is_plain = self._dtype == torch.float32
         with nullcontext() if is_plain else torch.autocast(device, dtype=self._dtype):
@@ -118,7 +130,13 @@ class FusedHead:
 
     @torch.no_grad()
     def __call__(
-        self, batch: Batch, normalizer: float, take: TakeGradient, *, accumulate: bool
+        self,
+        batch: Batch,
+        lookup: Lookup,
+        normalizer: float,
+        take: TakeGradient,
+        *,
+        accumulate: bool,
     ) -> Tensor:
         """See `Head`."""
         bottom: list[Tensor] = []
@@ -126,7 +144,7 @@ class FusedHead:
             width = self._bottom[0].weight.shape[1]
             bottom = mlp_forward(_widened(batch.dense, width, self._dtype), self._bottom)
         vector = bottom[-1] if bottom else None
-        join = self._join(batch)
+        join = self._join(lookup, batch.num_samples)
         top = mlp_forward(join.forward(vector), self._top)
         end = logit_loss(
             top[-1],
@@ -158,17 +176,18 @@ class FusedHead:
             )
         return end.loss
 
-    def _join(self, batch: Batch) -> "_Join":
+    def _join(self, lookup: Lookup, num_samples: int) -> "_Join":
         """How this batch's pooled vectors meet the bottom MLP's."""
-        model, sparse = self._model, batch.sparse
+        model = self._model
         width = (self._top[0] if self._top else self._last).weight.shape[1]
-        is_single = sparse.lengths is None and sparse.weights is None and sparse.num_features > 0
-        if model.interaction == "dot" and is_single and sparse.ids.is_cuda:
-            return _LookupDot(model, sparse, width, self._dtype)
-        pooled = model.tables(sparse, self._dtype)
+        is_dot = model.interaction == "dot"
+        if is_dot and (source := lookup.source()) is not None:
+            num_features = len(source.rows) // num_samples
+            return _LookupDot(source, num_features, model.include_diagonal, width, self._dtype)
+        pooled = lookup.pooled(self._dtype)
         if not pooled.shape[1]:  # a batch without sparse features does not know its B
-            pooled = pooled.new_empty(batch.num_samples, 0, pooled.shape[2])
-        if model.interaction == "dot":
+            pooled = pooled.new_empty(num_samples, 0, pooled.shape[2])
+        if is_dot:
             return _Dot(pooled, model.include_diagonal, width)
         return _Cat(pooled, width)
 
@@ -198,37 +217,37 @@ class _Dot:
         return dot_interaction_backward(grad, vector, self.pooled, self.include_diagonal, relu=True)
 
 
+@dataclass(frozen=True, slots=True)
 class _LookupDot:
     """Reads the rows within the kernels, twice, rather than keep them."""
 
-    def __init__(self, model: DLRM, sparse: SparseBatch, width: int, dtype: torch.dtype) -> None:
-        self._weight = model.tables.weight
-        self._rows = model.tables.rows(sparse)
-        self._num_features = sparse.num_features
-        self._include_diagonal = model.include_diagonal
-        self._width = width
-        self._dtype = dtype
+    source: RowSource
+    num_features: int
+    include_diagonal: bool
+    width: int
+    dtype: torch.dtype
 
     def forward(self, vector: Tensor | None) -> Tensor:
         return lookup_dot_interaction(
-            self._weight,
-            self._rows,
+            self.source.weight,
+            self.source.rows,
             vector,
-            self._num_features,
-            self._include_diagonal,
-            self._width,
-            self._dtype,
+            self.num_features,
+            self.include_diagonal,
+            self.width,
+            self.dtype,
         )
 
     def backward(self, grad: Tensor, vector: Tensor | None) -> tuple[Tensor | None, Tensor]:
         return lookup_dot_interaction_backward(
             grad,
-            self._weight,
-            self._rows,
+            self.source.weight,
+            self.source.rows,
             vector,
-            self._num_features,
-            self._include_diagonal,
+            self.num_features,
+            self.include_diagonal,
             relu=True,
+            scatter=self.source.scatter,
         )
 
 

@@ -5,8 +5,6 @@ in the batch.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,21 +13,11 @@ from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import interaction_width
+from fastdlrm.parallel import footprint
+from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.recipe import Recipe
 
 Place = Literal["GPU", "host"]
-
-TABLE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-STATE_NUMBERS = {"sgd": 0, "adagrad": 1, "adam": 2, "adamw": 2}
-"""Numbers an optimizer keeps a parameter, rowwise_adagrad apart."""
-ORDER_BYTES = 48
-"""An id: its row, sorted row, position, chunk, and what the sort works in."""
-PART_BYTES_PER_ID = 4 * 2 / 64
-"""A number of D: partial sums of long runs, two slots of float32 for every 64 ids."""
-BATCHES_ON_GPU = 3
-"""The one computed on and two on their way."""
-BATCHES_ON_HOST = 4
-"""Gathered ahead of the one computed on."""
 
 
 class MemoryItem(NamedTuple):
@@ -67,25 +55,24 @@ def memory_plan(
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
     joined = interaction_width(model, F + bool(N), has_dense=N > 0)
     bottom, top = [N, *model.bottom_mlp][bool(not N) :], [joined, *model.top_mlp, 1]
-    num_parameters = sum((k + 1) * n for widths in (bottom, top) for k, n in pairwise(widths))
-    compute_bytes = 2 if train.precision == "bf16" else 4
-    kept = sum(bottom) + sum(top)
-    passing = 2 * max((a + b for a, b in pairwise(top)), default=0)
-    pooled = F * D * (1 if is_gpu else 3)
-    sort = F * (ORDER_BYTES + PART_BYTES_PER_ID * D) if is_gpu else F * (ORDER_BYTES + 4 * D)
-    copies = 4 + 4 + (compute_bytes if compute_bytes < 4 else 0)
-    state = STATE_NUMBERS[train.dense_optimizer.name]
+    parameters = footprint.num_parameters(bottom) + footprint.num_parameters(top)
+    per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
+    per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
+    kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
+    activations = B * kept * footprint.compute_bytes(train.precision)
+    per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
+    sort = int(B * F * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
-        MemoryItem("tables", of_tables, R * D * TABLE_BYTES[train.table_dtype]),
-        MemoryItem("tables' optimizer", of_tables, _table_state(recipe, R)),
-        MemoryItem("MLPs and their optimizer", compute, num_parameters * (copies + 4 * state)),
-        MemoryItem("activations", compute, B * (kept + passing + pooled) * compute_bytes),
-        MemoryItem("order of ids and sums of rows", compute, int(B * sort)),
-        MemoryItem("batches", "host", BATCHES_ON_HOST * batch),
+        MemoryItem("tables", of_tables, R * D * footprint.TABLE_BYTES[train.table_dtype]),
+        MemoryItem("tables' optimizer", of_tables, R * (per_row + per_number * D)),
+        MemoryItem("MLPs and their optimizer", compute, parameters * per_parameter),
+        MemoryItem("activations", compute, activations),
+        MemoryItem("order of ids and sums of rows", compute, sort),
+        MemoryItem("batches", "host", footprint.BATCHES_ON_HOST * batch),
     ]
     if is_gpu:
-        items.append(MemoryItem("batches", "GPU", BATCHES_ON_GPU * batch))
+        items.append(MemoryItem("batches", "GPU", footprint.BATCHES_ON_GPU * batch))
     return items
 
 
@@ -95,7 +82,7 @@ def require_memory(items: Sequence[MemoryItem], device: torch.device) -> None:
     Raises:
         ConfigError: It does not; the message has the numbers and what to change.
     """
-    free = {"host": _free_host_bytes(), "GPU": None}
+    free = {"host": free_host_bytes(), "GPU": None}
     if device.type == "cuda":
         free["GPU"] = torch.cuda.mem_get_info(device)[0]
     for place, available in free.items():
@@ -121,25 +108,6 @@ def describe(items: Sequence[MemoryItem]) -> str:
             total = _gib(sum(item.num_bytes for item in here))
             lines.append(f"memory on the {place}: {total} ({parts})")
     return "\n".join(lines)
-
-
-def _table_state(recipe: Recipe, num_rows: int) -> int:
-    """Bytes of the tables' optimizer."""
-    name = recipe.train.sparse_optimizer.name
-    if name == "rowwise_adagrad":
-        return 4 * num_rows
-    return 4 * STATE_NUMBERS[name] * num_rows * recipe.model.embedding_dim
-
-
-def _free_host_bytes() -> int | None:
-    """What the system says is available; None where it does not say."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
 
 
 def _gib(num_bytes: int) -> str:

@@ -33,8 +33,9 @@ from fastdlrm.contracts.manifest import (
 from fastdlrm.data.config import DataConfig
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
-from fastdlrm.model.build import build_dlrm, require_fit
+from fastdlrm.model.build import build_dlrm, build_tables, require_fit
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.lookup import Tables
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
@@ -192,22 +193,31 @@ class Run:
             f"{self.folder}: no checkpoint {name!r}; best, last or one of {steps} is allowed"
         )
 
-    def build_model(self, device: torch.device | str = "cpu") -> DLRM:
+    def build_model(self, device: torch.device | str = "cpu", tables: Tables | None = None) -> DLRM:
         """The model as it is before the first step.
 
         Args:
             device: Where it computes.
+            tables: To be drawn, where they lie on several ranks; None: all in this process.
         """
         recipe, manifest = self.recipe, self.manifest
         is_gpu = torch.device(device).type == "cuda"
+        if tables is None:
+            tables = build_tables(
+                recipe.model,
+                manifest.schema,
+                manifest.encoding,
+                table_dtype=TABLE_DTYPES[recipe.train.table_dtype],
+                device=device,
+                on_host=is_gpu and recipe.train.table_placement == "host",
+            )
         return build_dlrm(
             recipe.model,
             manifest.schema,
             manifest.encoding,
             recipe.seed,
-            table_dtype=TABLE_DTYPES[recipe.train.table_dtype],
             device=device,
-            host_tables=is_gpu and recipe.train.table_placement == "host",
+            tables=tables,
         )
 
     def load_model(self, checkpoint: str = "best") -> DLRM:
@@ -218,8 +228,7 @@ class Run:
         """
         folder = self.checkpoint_folder(checkpoint)
         model = self.build_model()
-        tensors = store.load(folder, groups=("model",)).tensors["model"]
-        store.copy_into(model.state_tensors(), tensors, str(folder))
+        store.load_into(folder, {"model": model.state_tensors()})
         return model.eval()
 
 

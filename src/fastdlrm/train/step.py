@@ -4,22 +4,28 @@ The tables stay outside autograd: the step takes the gradient of the pooled vect
 the sparse optimizer, which touches only the batch's rows.
 """
 
-from itertools import pairwise
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.batch import Batch
+from fastdlrm.data.order import rank_slice
 from fastdlrm.kernels.logit_loss import LossRule
 from fastdlrm.kernels.step_scalars import with_scale
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Lookup
+from fastdlrm.parallel.sharded import ShardedTables
+from fastdlrm.parallel.world import ALONE, Pending, World
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.graph import StepGraph
-from fastdlrm.train.head import AutogradHead, FusedHead, Head, why_not_fused
+from fastdlrm.train.head import AutogradHead, FusedHead, Head, TakeGradient, why_not_fused
 from fastdlrm.train.loss import loss_function
 from fastdlrm.train.schedule import learning_rate
-from fastdlrm.train.side import SideStream
+from fastdlrm.train.sharded_optimizer import ShardedSparseOptimizer
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
 WIDTH_MULTIPLE = 8
@@ -36,8 +42,16 @@ class TrainStep:
         why_no_graph: Why steps are not replayed from a captured CUDA graph; empty if they are.
     """
 
-    def __init__(self, model: DLRM, config: TrainConfig) -> None:
+    def __init__(self, model: DLRM, config: TrainConfig, world: World | None = None) -> None:
+        """Take over the model's parameters.
+
+        Args:
+            model: In training mode; its tables are `ShardedTables` where there are other ranks.
+            config: The [train] section.
+            world: This rank and the others; None: there are none.
+        """
         self.model = model
+        self._world = world or ALONE
         self._config = config
         self._device = next(iter(model.dense_parameters().values())).device
         if self._device.type == "cuda":
@@ -50,7 +64,18 @@ class TrainStep:
             compute_dtype=torch.float32 if unfused else compute_dtype,
             width_multiple=1 if unfused else WIDTH_MULTIPLE,
         )
-        self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
+        self.sparse_optimizer: SparseOptimizer | ShardedSparseOptimizer
+        if isinstance(model.tables, ShardedTables):
+            self.sparse_optimizer = ShardedSparseOptimizer(
+                config.sparse_optimizer, model.tables, exchange_dtype(config)
+            )
+        else:
+            assert isinstance(model.tables, EmbeddingTables)
+            self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
+        # What of the gradient is known before the bottom MLP's backward pass, and the rest.
+        self._early, self._late = (
+            self.dense_optimizer.gradient_of(name) for name in ("top_mlp.", "bottom_mlp.")
+        )
         self._head: Head
         if unfused:
             loss = loss_function(config.loss, config.class_weights)
@@ -58,19 +83,25 @@ class TrainStep:
         else:
             rule = LossRule(config.loss, *config.class_weights)
             self._head = FusedHead(model, rule, self.dense_optimizer)
-        self._tables_side = SideStream(self._device)
-        self.why_no_graph = why_no_graph(config, self._device)
-        self._graph = None if self.why_no_graph else StepGraph(self._run, config.global_batch_size)
+        self.why_no_graph = (
+            why_no_graph(config, self._device, self._world.size)
+            or self.sparse_optimizer.why_no_graph
+        )
+        local_batch_size = config.global_batch_size // self._world.size
+        self._graph = None if self.why_no_graph else StepGraph(self._run, local_batch_size)
 
-    def __call__(self, batch: Batch, step: int) -> Tensor:
+    def __call__(self, batch: Batch, step: int, num_samples: int = 0) -> Tensor:
         """Take one step.
 
         Args:
-            batch: Anywhere; page-locked is fastest on a GPU.
+            batch: This rank's samples, anywhere; page-locked is fastest on a GPU.
             step: Optimizer steps done before this one; drives the schedule.
+            num_samples: Of the global batch, which the ranks share as `rank_slice` says; 0: this is
+                the only rank.
 
         Returns:
-            The batch's mean loss, a scalar on the device, detached.
+            This rank's part of the batch's mean loss, a scalar on the device, detached: the sum
+            over the ranks is the mean.
         """
         config = self._config
         rates = [
@@ -81,44 +112,84 @@ class TrainStep:
             self.dense_optimizer.next_scalars(rates[0]),
             self.sparse_optimizer.next_scalars(rates[1]),
         )
-        if self._graph is not None and self._graph.takes(batch):
+        counts = self._counts(num_samples or batch.num_samples)
+        is_full = sum(counts) == config.global_batch_size
+        if self._graph is not None and is_full and self._graph.takes(batch):
             return self._graph(batch, now)
-        scalars = [scalars.tensor(self._device) for scalars in now]
-        return self._run(batch.to(self._device, non_blocking=True), *scalars)
+        scalars = (now[0].tensor(self._device), now[1].tensor(self._device))
+        return self._run(batch.to(self._device, non_blocking=True), *scalars, counts=counts)
 
-    def _run(self, batch: Batch, dense_scalars: Tensor, sparse_scalars: Tensor) -> Tensor:
+    def close(self) -> None:
+        """Free a captured graph: as long as it holds collectives the ranks cannot part."""
+        if self._graph is not None:
+            self._graph.release()
+
+    def _counts(self, num_samples: int) -> list[int]:
+        """Samples of each rank."""
+        size = self._world.size
+        slices = (rank_slice(num_samples, rank, size) for rank in range(size))
+        return [stop - start for start, stop in slices]
+
+    def _run(
+        self,
+        batch: Batch,
+        dense_scalars: Tensor,
+        sparse_scalars: Tensor,
+        counts: Sequence[int] = (),
+    ) -> Tensor:
         """The part of a step that runs on the device, in a captured graph as well.
 
-        On a GPU the ids are sorted beside the forward pass, and the tables are updated beside the
-        bottom MLP's backward pass.
+        On a GPU the ids are sorted beside the forward pass, and the tables are updated and the top
+        MLP's gradients summed over the ranks beside the bottom MLP's backward pass.
         """
-        config, num_samples = self._config, batch.num_samples
+        config = self._config
+        counts = counts or [batch.num_samples] * self._world.size
         is_clipped = config.gradient_clip_norm > 0
-        micro_batches = _micro_batches(batch, config.gradient_accumulation_steps)
-        is_whole = len(micro_batches) == 1 and not is_clipped
-        order = None
-        if is_whole:
-            with self._tables_side():
-                order = self.sparse_optimizer.order(batch.sparse)
+        parts = _micro_batches(counts, config.gradient_accumulation_steps)
+        is_whole = len(parts) == 1 and not is_clipped
+        sums: list[Pending] = []
         losses = []
-        for k, micro in enumerate(micro_batches):
+        for k, part in enumerate(parts):
+            own = part[self._world.rank]
+            micro = batch if len(parts) == 1 else batch.slice(own.start, own.stop)
+            lookup = self.sparse_optimizer.look_up(
+                micro.sparse, [len(samples) for samples in part], is_whole=is_whole
+            )
 
-            def take(grad: Tensor, sparse: SparseBatch = micro.sparse) -> None:
-                self.sparse_optimizer.accumulate(sparse, grad, order)
-                if is_whole:
-                    with self._tables_side(grad):
-                        self.sparse_optimizer.apply(sparse_scalars)
+            def take(grad: Tensor, k: int = k, lookup: Any = lookup) -> None:
+                self.sparse_optimizer.take(lookup, grad, sparse_scalars if is_whole else None)
+                if k == len(parts) - 1:
+                    sums.append(self._world.all_reduce(self._early))
 
-            losses.append(self._head(micro, num_samples, take, accumulate=k > 0))
+            losses.append(self._forward_backward(micro, lookup, sum(counts), take, k > 0))
+        sums.append(self._world.all_reduce(self._late))
+        self.sparse_optimizer.reduce()
+        for pending in sums:
+            pending.wait()
         if is_clipped:
             scale = self._clip()
             dense_scalars, sparse_scalars = (
                 with_scale(scalars, scale) for scalars in (dense_scalars, sparse_scalars)
             )
         self.dense_optimizer.apply(dense_scalars)
-        self._tables_side.join()
         self.sparse_optimizer.apply(sparse_scalars)  # nothing is left of a whole batch
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _forward_backward(
+        self,
+        batch: Batch,
+        lookup: Lookup,
+        num_samples: int,
+        take: TakeGradient,
+        accumulate: bool,
+    ) -> Tensor:
+        """The head's part; a rank without samples takes part in the exchange all the same."""
+        if batch.num_samples:
+            return self._head(batch, lookup, num_samples, take, accumulate=accumulate)
+        if not accumulate:
+            self.dense_optimizer.zero_grad()
+        take(torch.zeros_like(lookup.pooled(torch.float32)))
+        return torch.zeros((), device=self._device)
 
     def _clip(self) -> Tensor:
         """The factor that scales all gradients together to the largest norm allowed."""
@@ -126,20 +197,32 @@ class TrainStep:
         return (self._config.gradient_clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
 
 
-def _micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch into `count` parts of nearly equal size, empty ones left out."""
-    if count == 1:
-        return [batch]
-    edges = [batch.num_samples * i // count for i in range(count + 1)]
-    return [batch.slice(a, b) for a, b in pairwise(edges) if a < b]
+def _micro_batches(counts: Sequence[int], num_parts: int) -> list[list[range]]:
+    """Cut every rank's samples into parts of nearly equal size: by part, then by rank.
+
+    Parts in which no rank has a sample are left out.
+    """
+    parts = [
+        [range(count * i // num_parts, count * (i + 1) // num_parts) for count in counts]
+        for i in range(num_parts)
+    ]
+    return [part for part in parts if any(part)]
 
 
-def why_no_graph(config: TrainConfig, device: torch.device) -> str:
+def exchange_dtype(config: TrainConfig) -> torch.dtype:
+    """Of pooled vectors and their gradients between ranks."""
+    is_bf16 = config.precision == "bf16" and config.exchange_dtype == "auto"
+    return torch.bfloat16 if is_bf16 or config.exchange_dtype == "bf16" else torch.float32
+
+
+def why_no_graph(config: TrainConfig, device: torch.device, world_size: int = 1) -> str:
     """What of a config keeps steps from being captured as a CUDA graph; empty if nothing does."""
     if device.type != "cuda":
         return "steps run on the CPU"
     if not config.use_cuda_graph:
         return "train.use_cuda_graph is false"
+    if config.global_batch_size % world_size:
+        return f"train.global_batch_size is no multiple of the {world_size} ranks"
     if config.gradient_clip_norm:
         return "train.gradient_clip_norm needs the norm of all rows' gradients before the update"
     return ""

@@ -5,7 +5,7 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from fastdlrm.checkpoint import store
+from fastdlrm.checkpoint.saver import Saver
 from fastdlrm.config import to_tree
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
+from fastdlrm.parallel.plan import ShardingPlan
+from fastdlrm.parallel.tensor_shard import TensorShard
+from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
@@ -27,8 +31,17 @@ from fastdlrm.train.memory import describe, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
+from fastdlrm.train.sharding import sharded_tables
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
+
+RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
+    "cpu": torch.set_rng_state,
+    "cuda": torch.cuda.set_rng_state,
+}
+
+STEPS_TO_AGREE = 8
+"""Steps between two looks of all ranks at whether a signal asks any of them to stop."""
 
 LOWER_IS_BETTER: tuple[Metric, ...] = ("log_loss", "ne")
 
@@ -94,8 +107,10 @@ class Trainer:
     Args:
         run: The run's folder.
         dataset: With a train split, and a validation split if anything is to be evaluated.
-        on_progress: Called after every step.
-        on_message: Called with each line worth telling.
+        on_progress: Called after every step, on the first rank.
+        on_message: Called with each line worth telling, on the first rank.
+        world: This rank and the others; None: there are none.
+        plan: Where the tables lie; None where there is one rank.
     """
 
     def __init__(
@@ -104,8 +119,14 @@ class Trainer:
         dataset: Dataset,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
+        *,
+        world: World | None = None,
+        plan: ShardingPlan | None = None,
     ) -> None:
         self.run = run
+        self._world = world or ALONE
+        if not self._world.is_first:
+            on_progress, on_message = (lambda progress: None), (lambda message: None)
         self._config = run.recipe.train
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
@@ -119,24 +140,44 @@ class Trainer:
             self._config.global_batch_size,
             seed=run.recipe.seed,
             block_rows=self._config.shuffle_block_rows,
+            rank=self._world.rank,
+            world_size=self._world.size,
             pin=self._device.type == "cuda",
         )
-        manifest = run.manifest
-        plan = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
-        on_message(describe(plan))
-        require_memory(plan, self._device)
-        if line := settle(run.folder, self._device, self._config.precision):
+        self._world.on_each(lambda: self._require_memory(plan))
+        if line := self._world.on_first(self._settle):
             on_message(line)
-        torch.manual_seed(run.recipe.seed)
-        self._step = TrainStep(run.build_model(self._device).train(), self._config)
+        if not self._world.is_first:
+            self._settle()  # as the first rank chose
+        # Each rank drops its own activations.
+        torch.manual_seed(run.recipe.seed + self._world.rank)
+        tables = None if plan is None else sharded_tables(run, plan, self._world, self._device)
+        model = run.build_model(self._device, tables).train()
+        self._step = TrainStep(model, self._config, self._world)
         if self._device.type == "cuda":
             on_message(self._graph_line())
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
         self._clock = _Clock()
         self._saved: dict[str, Any] = {}
+        self._saver = None
+        if self._world.size > 1 or self._device.type == "cuda":
+            self._saver = Saver(run.checkpoints, self._config.keep_checkpoints, self._world)
         self._restore()
-        self._records = Records(run.folder, self._state.step)
+        self._records = Records(run.folder, self._state.step) if self._world.is_first else None
+
+    def _require_memory(self, plan: ShardingPlan | None) -> None:
+        """Say what this rank will hold, and refuse what does not fit."""
+        run = self.run
+        if plan is None:
+            items = memory_plan(
+                run.recipe, run.manifest.schema, run.manifest.encoding, self._device
+            )
+            self._on_message(describe(items))
+            require_memory(items, self._device)
+
+    def _settle(self) -> str:
+        return settle(self.run.folder, self._device, self._config.precision)
 
     def _graph_line(self) -> str:
         """Whether steps are replayed as one CUDA graph, or why not."""
@@ -156,13 +197,18 @@ class Trainer:
         """Run to the end, to an early stop, or to a signal; always leaves a checkpoint."""
         with StopRequest() as stop:
             try:
-                while not self._is_done() and not stop.requested:
-                    self._epoch(stop)
+                is_stopped = False
+                while not self._is_done() and not is_stopped:
+                    is_stopped = self._epoch(stop)
                 if self._is_done() and self._state.window_steps:
                     self._record_training()
                 self._save()
+                if self._saver is not None:
+                    self._saver.wait()
             finally:
-                self._records.close()
+                self._step.close()
+                if self._records is not None:
+                    self._records.close()
         return TrainResult(
             run=str(self.run.folder),
             step=self._state.step,
@@ -174,23 +220,32 @@ class Trainer:
             data_wait_share=self._clock.data_wait_share,
         )
 
-    def _epoch(self, stop: StopRequest) -> None:
-        """Steps until the epoch, the run or the process is to end."""
+    def _epoch(self, stop: StopRequest) -> bool:
+        """Steps until the epoch, the run or the process is to end; whether a signal ended it."""
         state = self._state
         batches = self._loader.epoch(state.epoch, state.batch)
         try:
             self._clock.start()
             for batch in batches:
                 self._clock.has_data()
-                self._window_loss += self._step(batch, state.step)
+                num_samples = self._loader.size(state.batch)
+                self._window_loss += self._step(batch, state.step, num_samples)
                 self._advance()
-                self._clock.has_stepped(batch.num_samples)
+                self._clock.has_stepped(num_samples)
                 self._after_step()
                 self._clock.start()
-                if stop.requested or self._is_done() or state.batch == 0:
-                    return
+                if self._must_stop(stop):
+                    return True
+                if self._is_done() or state.batch == 0:
+                    return False
         finally:
             batches.close()
+        return False
+
+    def _must_stop(self, stop: StopRequest) -> bool:
+        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
+        return is_due and self._world.any(stop.requested)
 
     def _advance(self) -> None:
         state = self._state
@@ -225,6 +280,7 @@ class Trainer:
 
     def _record_training(self) -> float:
         state = self._state
+        self._world.all_reduce(self._window_loss).wait()
         loss = float(self._window_loss) / state.window_steps
         if loss != loss:
             raise DataError(
@@ -234,15 +290,16 @@ class Trainer:
         config = self._config
         base = config.dense_optimizer.learning_rate
         rate = learning_rate(config.schedule, base, state.step - 1)
-        self._records.add(
-            state.step,
-            "train",
-            {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rate},
-            {
-                "samples_per_s": self._clock.samples_per_s,
-                "data_wait_share": self._clock.data_wait_share,
-            },
-        )
+        if self._records is not None:
+            self._records.add(
+                state.step,
+                "train",
+                {"loss": loss, "epoch": state.epoch, "dense_learning_rate": rate},
+                {
+                    "samples_per_s": self._clock.samples_per_s,
+                    "data_wait_share": self._clock.data_wait_share,
+                },
+            )
         self._window_loss.zero_()
         state.window_steps = 0
         return loss
@@ -253,7 +310,9 @@ class Trainer:
         state, metric = self._state, self._config.best_metric
         began = time.perf_counter_ns()
         model = self._step.model
-        values = evaluate(model, self._validation, self._config.eval_batch_size, self._device)
+        values = evaluate(
+            model, self._validation, self._config.eval_batch_size, self._device, self._world
+        )
         seconds = (time.perf_counter_ns() - began) / 1e9
         state.validation = values
         value = getattr(values, metric)
@@ -262,9 +321,10 @@ class Trainer:
             state.evaluations_since_best = 0
         else:
             state.evaluations_since_best += 1
-        self._records.add(
-            state.step, "validation", msgspec.to_builtins(values), {"evaluation_s": seconds}
-        )
+        if self._records is not None:
+            self._records.add(
+                state.step, "validation", msgspec.to_builtins(values), {"evaluation_s": seconds}
+            )
         shown = "undefined (one class only)" if value is None else f"{value:.5f}"
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
@@ -278,52 +338,74 @@ class Trainer:
         return self._state.step >= self.total_steps or self._is_out_of_patience()
 
     def _save(self) -> None:
-        """Write a checkpoint of this state, unless it is written already; delete old ones."""
+        """Write a checkpoint of this state, unless it is written already; delete old ones.
+
+        A single process that computes on the CPU writes at once; else a copy is written while
+        training goes on.
+        """
         state = msgspec.to_builtins(self._state)
         if state == self._saved:
             return
-        root = self.run.checkpoints
-        store.save(root, self._state.step, self._tensors(), state, to_tree(self.run.recipe))
-        store.prune(root, self._config.keep_checkpoints, self._state.best_step)
+        config, tensors = to_tree(self.run.recipe), self._tensors()
+        tensors["loop"] = self._loop_tensors()
+        step, best = self._state.step, self._state.best_step
+        if self._saver is None:
+            store.save(self.run.checkpoints, step, tensors, state, config)
+            store.prune(self.run.checkpoints, self._config.keep_checkpoints, best)
+        else:
+            self._saver.save(step, tensors, state, config, best=best)
         self._saved = state
 
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors a step depends on, by group."""
-        random = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self._device)
+    def _tensors(self) -> dict[str, Mapping[str, Tensor | TensorShard]]:
+        """All live tensors of this rank that a step depends on, by group."""
         return {
             "model": self._step.model.state_tensors(),
             "sparse_optimizer": self._step.sparse_optimizer.state_tensors(),
             "dense_optimizer": self._step.dense_optimizer.state_tensors(),
-            "loop": {
-                "window_loss": self._window_loss,
-                **{f"random.{k}": v for k, v in random.items()},
-            },
         }
 
+    def _loop_tensors(self) -> dict[str, Tensor]:
+        """The loss since the last record, and every rank's random state."""
+        loss = self._window_loss.clone()
+        self._world.all_reduce(loss).wait()
+        states = {"cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._device)
+        of_ranks = self._world.collect(states)
+        random = {
+            _random_name(kind, rank): state
+            for rank, of_rank in enumerate(of_ranks)
+            for kind, state in of_rank.items()
+        }
+        return {"window_loss": loss, **random}
+
     def _restore(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
-        steps = store.steps(self.run.checkpoints)
+        """Continue from the last checkpoint, if there is one; of any number of ranks."""
+        steps = self._world.on_first(lambda: store.steps(self.run.checkpoints))
         if not steps:
             return
         folder = store.folder_of(self.run.checkpoints, steps[-1])
-        checkpoint = store.load(folder)
-        groups = checkpoint.tensors
-        where = str(folder)
-        store.copy_into(self._step.model.state_tensors(), groups["model"], f"{where}/model")
-        self._step.sparse_optimizer.load_state_tensors(groups["sparse_optimizer"])
-        self._step.dense_optimizer.load_state_tensors(groups["dense_optimizer"])
+        store.load_into(folder, self._tensors(), world=self._world)
         self._step.dense_optimizer.refresh()
-        self._window_loss.copy_(groups["loop"]["window_loss"])
-        torch.set_rng_state(groups["loop"]["random.cpu"])
-        if self._device.type == "cuda" and "random.cuda" in groups["loop"]:
-            torch.cuda.set_rng_state(groups["loop"]["random.cuda"], self._device)
+        checkpoint = store.load(folder, ("loop",))
+        loop = checkpoint.tensors["loop"]
+        if self._world.is_first:
+            self._window_loss.copy_(loop["window_loss"])
+        for kind, restore in RANDOM_STATES.items():
+            name = _random_name(kind, self._world.rank)
+            if name in loop and (kind == "cpu" or self._device.type == "cuda"):
+                restore(loop[name])
         try:
             self._state = msgspec.convert(checkpoint.state, type=LoopState)
         except msgspec.ValidationError as problem:
-            raise CheckpointError(f"{where}: its state is damaged: {problem}") from problem
+            raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
+        self._saved = checkpoint.state
         self._on_message(f"resumed at step {self._state.step} from {folder}")
+
+
+def _random_name(kind: str, rank: int) -> str:
+    """Of a rank's random state in a checkpoint."""
+    return f"random.{kind}" + (f".{rank}" if rank else "")
 
 
 class _Clock:

@@ -1,8 +1,17 @@
+import msgspec
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastdlrm.checkpoint import store
+from fastdlrm.contracts.manifest import (
+    CheckpointManifest,
+    entry_of,
+    read_manifest,
+    write_manifest,
+)
 from fastdlrm.errors import CheckpointError
+from fastdlrm.parallel.tensor_shard import TensorShard
 
 
 def _tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -81,3 +90,48 @@ def test_own_checkpoints_load_without_pickle(tmp_path):
     folder = store.save(tmp_path, 1, _tensors(1), {"best_value": 0.75}, {})
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
     assert store.load(folder).state == {"best_value": 0.75}
+
+
+def test_load_into_fills_live_tensors_in_place(tmp_path):
+    folder = store.save(tmp_path, 1, _tensors(2.5), {}, {})
+    stack = torch.zeros(6, 4)
+    live = {"a": stack[:4, 1:3], "b": TensorShard(stack[5:, 1:3], (2, 2), (1, 0))}
+    store.load_into(folder, {"model": live})
+    assert stack.sum(1).tolist() == [5, 5, 5, 5, 0, 5]
+    assert stack[:, 1:3].count_nonzero() == stack.count_nonzero()
+
+
+def test_load_into_refuses_another_model(tmp_path):
+    folder = store.save(tmp_path, 1, _tensors(1), {}, {})
+    a, b = torch.zeros(4, 2), torch.zeros(2, 2)
+    with pytest.raises(CheckpointError, match="step-000000001/model: tensor 'b' is only in the ch"):
+        store.load_into(folder, {"model": {"a": a}})
+    with pytest.raises(CheckpointError, match="model: tensor 'c' is only in the model; load it"):
+        store.load_into(folder, {"model": {"a": a, "b": b, "c": a}})
+    with pytest.raises(CheckpointError, match=r"'a' has shape \(4, 2\), the model wants \(4,\)"):
+        store.load_into(folder, {"model": {"a": a[:, 0], "b": b}})
+    with pytest.raises(CheckpointError, match=r"'a' has shape \(4, 2\), the model wants \(9, 2\)"):
+        store.load_into(folder, {"model": {"a": TensorShard(a, (9, 2), (5, 0)), "b": b}})
+    with pytest.raises(CheckpointError, match="no group 'tables'; it holds loop, model"):
+        store.load_into(folder, {"tables": {}})
+
+
+def test_tensor_with_a_gap_is_refused(tmp_path):
+    piece = TensorShard(torch.ones(3, 2), (4, 2), (1, 0))
+    folder = store.save(tmp_path, 1, {"model": {"a": piece}}, {}, {})
+    with pytest.raises(CheckpointError, match="tensor 'a': 6 of 8 numbers are stored; use another"):
+        store.load(folder)
+
+
+def test_files_without_places_are_whole_tensors(tmp_path):
+    """As safetensors itself writes them."""
+    folder = store.save(tmp_path, 1, _tensors(1), {}, {})
+    path = folder / "model.safetensors"
+    save_file({"a": torch.full((4, 2), 7.0), "b": torch.full((2, 2), 8.0)}, path)
+    manifest = read_manifest(folder, CheckpointManifest)
+    files = manifest.files | {path.name: entry_of(path)}
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files))
+    loaded = store.load(folder, groups=("model",)).tensors
+    assert loaded.keys() == {"model"}
+    assert loaded["model"]["a"].tolist() == [[7, 7]] * 4
+    assert loaded["model"]["b"].tolist() == [[8, 8]] * 2

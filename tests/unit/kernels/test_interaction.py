@@ -143,7 +143,10 @@ def test_torch_knows_the_operators_of_looked_up_ids(
     torch.library.opcheck(operators.lookup_dot_interaction, forward)
     grad = torch.randn(2, 32)
     backward = (grad, weight, rows, dense, 4, include_diagonal, has_dense)
-    torch.library.opcheck(operators.lookup_dot_interaction_backward, backward)
+    torch.library.opcheck(operators.lookup_dot_interaction_backward, (*backward, 0))
+    unique = torch.tensor([6, 4, 1, 8, 2, 0, 3, 5], dtype=torch.int32)
+    backward = (grad, torch.randn(9, 3), unique, dense, 4, include_diagonal, has_dense)
+    torch.library.opcheck(operators.lookup_dot_interaction_backward, (*backward, 9))
 
 
 @pytest.mark.parametrize("include_diagonal", [True, False])
@@ -160,6 +163,18 @@ def test_looked_up_ids_are_the_lookup_and_the_interaction(include_diagonal: bool
     expected = dot_interaction_backward(grad, dense, pooled, include_diagonal, relu=True)
     for one, other in zip(backward, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_gradient_goes_back_to_the_rows_it_came_from() -> None:
+    weight, dense = torch.randn(5, 3), torch.randn(2, 3).relu()
+    rows = torch.tensor([3, 1, 0, 4], dtype=torch.int32)  # row 2 is read by no one
+    grad = torch.randn(2, 6)
+    arguments = (grad, weight, rows, dense, 2)
+    of_dense, of_bags = lookup_dot_interaction_backward(*arguments, relu=True)
+    again, of_rows = lookup_dot_interaction_backward(*arguments, relu=True, scatter=True)
+    assert torch.equal(of_dense, again)
+    expected = [of_bags[0, 1], of_bags[1, 0], torch.zeros(3), of_bags[0, 0], of_bags[1, 1]]
+    assert torch.equal(of_rows, torch.stack(expected))
 
 
 def test_dims_must_agree() -> None:

@@ -15,6 +15,7 @@ from fastdlrm.train.config import DenseOptimizerConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.head import AutogradHead, FusedHead, why_not_fused
 from fastdlrm.train.loss import loss_function
+from tests.training import look_up
 
 D = 4
 OPTIMIZER = DenseOptimizerConfig(name="sgd", learning_rate=0.1)
@@ -64,7 +65,7 @@ def run(model: DLRM, batch: Batch, loss: str, is_fused: bool, width_multiple: in
         head = AutogradHead(model, loss_function(loss, weights), optimizer, torch.float32)
     grads: list[Tensor] = []
     optimizer.gradient.fill_(7.0)  # whatever was there before must not matter
-    total = head(batch, batch.num_samples, grads.append, accumulate=False)
+    total = head(batch, look_up(model, batch), batch.num_samples, grads.append, accumulate=False)
     named = {n: p.grad.clone() for n, p in model.dense_parameters().items() if p.grad is not None}
     return total, grads[0], named
 
@@ -102,10 +103,11 @@ def test_accumulation_adds_up() -> None:
     model, batch = make_model(), make_batch(3, has_bags=True)
     optimizer = DenseOptimizer(OPTIMIZER, model.dense_parameters())
     head = FusedHead(model, LossRule("bce"), optimizer)
-    whole = head(batch, 9, lambda grad: None, accumulate=False)
+    whole = head(batch, look_up(model, batch), 9, lambda grad: None, accumulate=False)
     expected = optimizer.gradient.clone()
-    parts = head(batch.slice(0, 4), 9, lambda grad: None, accumulate=False)
-    parts = parts + head(batch.slice(4, 9), 9, lambda grad: None, accumulate=True)
+    parts = torch.zeros(())
+    for k, micro in enumerate((batch.slice(0, 4), batch.slice(4, 9))):
+        parts += head(micro, look_up(model, micro), 9, lambda grad: None, accumulate=k > 0)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(optimizer.gradient, expected, rtol=1e-4, atol=1e-6)
 
@@ -117,7 +119,7 @@ def test_bf16_is_near_fp32() -> None:
         copied = copy.deepcopy(model)
         optimizer = DenseOptimizer(OPTIMIZER, copied.dense_parameters(), compute_dtype=dtype)
         head = FusedHead(copied, LossRule("bce"), optimizer)
-        losses.append(head(batch, 9, lambda grad: None, accumulate=False))
+        losses.append(head(batch, look_up(copied, batch), 9, lambda grad: None, accumulate=False))
     # bf16 keeps 8 bits: 2^-8 a product, averaged over samples
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-2)
     assert losses[0] != losses[1]

@@ -91,13 +91,13 @@ def _interaction_backward_kernel(
     dense_stride, stride_f, stride_b,
     V: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, BLOCK_D: tl.constexpr,
     NUM_TILES: tl.constexpr, HAS_DENSE: tl.constexpr, DIAGONAL: tl.constexpr, GATHER: tl.constexpr,
-    RELU: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    SCATTER: tl.constexpr, RELU: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (b, t): gradients of the vectors of sample b in tile t.
 
     d<e_i, e_j> = <de_i, e_j> + <e_i, de_j>: row i of the gradients is the symmetric matrix of the
     pairs' gradients times all vectors. With RELU the dense vector's gradient is passed on through
-    the ReLU that made it.
+    the ReLU that made it; with SCATTER a pooled vector's goes to the row it was read from.
     """
     sample = tl.program_id(0).to(tl.int64)
     tile = 0 if NUM_TILES == 1 else tl.program_id(1)
@@ -126,8 +126,11 @@ def _interaction_backward_kernel(
                 own = tl.where(vector > 0, own, 0.0)
             tl.store(grad_dense + sample * D + d, own.to(DTYPE), mask=d < D)
     feature = i - HAS_DENSE
-    place = (feature.to(tl.int64)[:, None] * num_samples + sample) * D + d[None, :]
     is_feature = (feature >= 0) & (i < V)
+    bag = feature.to(tl.int64) * num_samples + sample
+    if SCATTER:
+        bag = tl.load(rows + bag, mask=is_feature, other=0).to(tl.int64)
+    place = bag[:, None] * D + d[None, :]
     tl.store(grad_pooled + place, total.to(DTYPE), mask=is_feature[:, None] & (d < D)[None, :])
 
 
@@ -170,11 +173,12 @@ def lookup_dot_interaction_backward(
     num_features: int,
     include_diagonal: bool,
     relu: bool,
+    scatter_rows: int,
 ) -> tuple[Tensor, Tensor]:
     """As the definition."""
     shape = (len(rows) // num_features, num_features, weight.shape[1])
     source = _Source(shape, grad.dtype, weight=weight, rows=rows)
-    return _backward(source, grad, dense, include_diagonal, relu)
+    return _backward(source, grad, dense, include_diagonal, relu, scatter_rows)
 
 
 class _Source(NamedTuple):
@@ -224,27 +228,37 @@ def _forward(source: _Source, dense: Tensor | None, diagonal: bool, width: int) 
 
 
 def _backward(
-    source: _Source, grad: Tensor, dense: Tensor | None, diagonal: bool, relu: bool
+    source: _Source,
+    grad: Tensor,
+    dense: Tensor | None,
+    diagonal: bool,
+    relu: bool,
+    scatter_rows: int = 0,
 ) -> tuple[Tensor, Tensor]:
     B, num_features, D = source.shape
     V = num_features + (dense is not None)
     grad = _last_dim_dense(grad)
-    grad_pooled = torch.empty(num_features, B, D, dtype=source.dtype, device=grad.device)
+    if scatter_rows:
+        allocate = torch.empty if scatter_rows == num_features * B else torch.zeros
+        grad_pooled = allocate(scatter_rows, D, dtype=source.dtype, device=grad.device)
+    else:
+        feature_major = torch.empty(num_features, B, D, dtype=source.dtype, device=grad.device)
+        grad_pooled = feature_major.transpose(0, 1)
     grad_dense = torch.empty(
         (0,) if dense is None else (B, D), dtype=source.dtype, device=grad.device
     )
     if not B:
-        return grad_dense, grad_pooled.transpose(0, 1)
+        return grad_dense, grad_pooled
     pooled, weight, rows, stride_f, stride_b = source.arguments()
     tile, num_tiles, block_d = _tiles(V, D)
     vector, dense_stride = _dense(dense, grad)
     _interaction_backward_kernel[(B, num_tiles)](
         grad, vector, pooled, weight, rows, grad_dense, grad_pooled, B, grad.stride(0),
         dense_stride, stride_f, stride_b, V, D, tile, block_d, num_tiles, dense is not None,
-        diagonal, source.pooled is None, relu, _triton_type(source.dtype),
+        diagonal, source.pooled is None, scatter_rows > 0, relu, _triton_type(source.dtype),
         _precision(source.dtype), num_warps=_warps(tile),
     )  # fmt: skip
-    return grad_dense, grad_pooled.transpose(0, 1)
+    return grad_dense, grad_pooled
 
 
 def _dense(dense: Tensor | None, unused: Tensor) -> tuple[Tensor, int]:

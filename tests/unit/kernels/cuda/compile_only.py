@@ -91,7 +91,10 @@ def compile_interactions() -> None:
         gpu_interaction.dot_interaction_backward(out, dense, pooled, diagonal, True)
         lookup_of = (dense, num_features, diagonal)
         gpu_interaction.lookup_dot_interaction(weight, rows, *lookup_of, 3000, dtype)
-        gpu_interaction.lookup_dot_interaction_backward(out, weight, rows, *lookup_of, True)
+        for scatter_rows in (0, 50):
+            gpu_interaction.lookup_dot_interaction_backward(
+                out, weight, rows, *lookup_of, True, scatter_rows
+            )
 
 
 def compile_lookups() -> None:

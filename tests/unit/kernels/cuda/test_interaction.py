@@ -99,7 +99,7 @@ def test_lookup_is_the_definition(
     assert_near(found, exact)
     grad = draw(generator, *found.shape)
     grad_dense, grad_pooled = kernels.lookup_dot_interaction_backward(
-        grad, weight, rows, dense, num_features, diagonal, has_dense
+        grad, weight, rows, dense, num_features, diagonal, has_dense, 0
     )
     exact_dense, exact_pooled = definition.lookup_dot_interaction_backward(
         grad.double(), weight.double(), rows, double(dense), num_features, diagonal, relu=has_dense
@@ -108,6 +108,21 @@ def test_lookup_is_the_definition(
     assert_near(grad_pooled, exact_pooled)
     if exact_dense is not None:
         assert_near(grad_dense, exact_dense)
+
+
+@pytest.mark.parametrize("num_rows", [15, 40])
+def test_gradients_go_back_to_their_rows(num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, dense = draw(generator, num_rows, 7), draw(generator, 3, 7).relu()
+    rows = torch.randperm(num_rows, generator=generator)[:15].to(DEVICE, torch.int32)
+    grad = draw(generator, 3, natural_width(5, 7, True, False))
+    arguments = (grad, weight, rows, dense, 5, False)
+    own_dense, by_bag = kernels.lookup_dot_interaction_backward(*arguments, True, 0)
+    of_dense, by_row = kernels.lookup_dot_interaction_backward(*arguments, True, num_rows)
+    assert torch.equal(own_dense, of_dense)
+    expected = torch.zeros_like(weight)
+    expected[rows.long()] = by_bag.transpose(0, 1).reshape(15, 7)
+    assert torch.equal(by_row, expected)
 
 
 @pytest.mark.parametrize("has_dense", [False, True])

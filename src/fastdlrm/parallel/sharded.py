@@ -1,0 +1,198 @@
+"""Embedding tables spread over ranks, in the place of `EmbeddingTables` in a model.
+
+Every rank calls it with its own samples, and all ranks call it in the same order.
+
+Shapes: B samples of this rank, F sparse features, D embedding dim, R rows of a table.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.embedding import EmbeddingTables, draw_
+from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
+from fastdlrm.parallel.placement import Placement
+from fastdlrm.parallel.plan import Shard, ShardingPlan
+from fastdlrm.parallel.tensor_shard import TensorShard
+from fastdlrm.parallel.world import World
+
+DRAWN_NUMBERS = 1 << 22
+"""Numbers of a table drawn at a time: no rank holds a whole table to take its part of it."""
+
+
+class ShardedTables(nn.Module):
+    """This rank's part of T tables.
+
+    Attributes:
+        placement: What lies where.
+        exchange_dtype: Of pooled vectors and gradients on their way; None: of the result.
+    """
+
+    def __init__(
+        self,
+        plan: ShardingPlan,
+        feature_tables: Sequence[str],
+        world: World,
+        *,
+        pooling: Pooling = "sum",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        exchange_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Allocate this rank's part; zeros until `initialise`.
+
+        Args:
+            plan: Where every table lies; it fits the tables.
+            feature_tables: The table of each sparse feature, in the batch's order.
+            world: This rank and the others.
+            pooling: How the rows of a bag become one vector.
+            dtype: Of the rows.
+            device: Where they lie.
+            exchange_dtype: Of pooled vectors and gradients on their way; None: of the result.
+        """
+        super().__init__()
+        self.exchange_dtype = exchange_dtype
+        self.placement = Placement(
+            plan,
+            feature_tables,
+            world,
+            pooling=pooling,
+            dtype=dtype,
+            device=torch.device(device),
+        )
+
+    @property
+    def num_embeddings(self) -> dict[str, int]:
+        """Rows by table, of all ranks together."""
+        return self.placement.plan.num_embeddings
+
+    @torch.no_grad()
+    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+        """Draw the very numbers that `EmbeddingTables.initialise` draws, and keep this rank's.
+
+        Args:
+            init: See there.
+            generator: On the CPU; left as it is after a whole table's numbers.
+            std: See there.
+        """
+        plan = self.placement.plan
+        D = plan.embedding_dim
+        own = {table: (tensor, shard) for table, tensor, shard in self._own()}
+        for name, num_rows in plan.num_embeddings.items():
+            tensor, shard = own.get(name, (None, None))
+            dtype = self.placement.replicated.weight.dtype
+            for start, stop in _drawn_rows(num_rows, D):
+                drawn = torch.empty(stop - start, D, dtype=dtype)
+                draw_(drawn, num_rows, init, generator, std)
+                if tensor is None or shard is None:
+                    continue
+                low = max(start, shard.first_row)
+                high = min(stop, shard.first_row + shard.num_rows)
+                if low < high:
+                    columns = slice(shard.first_column, shard.first_column + shard.num_columns)
+                    part = tensor[low - shard.first_row : high - shard.first_row]
+                    part.copy_(drawn[low - start : high - start, columns])
+
+    def exchange(self, sparse: SparseBatch, counts: Sequence[int]) -> Exchange:
+        """Send a batch's ids to the owners of their rows.
+
+        Args:
+            sparse: This rank's samples.
+            counts: Samples of each rank, the same on all ranks.
+        """
+        is_single = sparse.lengths is None and sparse.weights is None
+        if is_single and sparse.num_features and len(set(counts)) == 1 and counts[0]:
+            return StaticExchange(self.placement, sparse)
+        return JaggedExchange(self.placement, sparse, counts)
+
+    def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
+        """As `EmbeddingTables`; the ranks may have different numbers of samples.
+
+        Args:
+            sparse: This rank's samples; without features nothing is asked of other ranks.
+            dtype: Of the result; None: the tables'.
+        """
+        if not sparse.num_features:
+            return self.placement.replicated(sparse, dtype)
+        dtype = dtype or self.placement.replicated.weight.dtype
+        exchange = self.exchange(sparse, self.placement.world.gather(sparse.num_samples))
+        with torch.no_grad():
+            exchange.send(
+                [
+                    look_up(stack, arrived, self.exchange_dtype or dtype)
+                    for stack, arrived in zip(self.placement.stacks, exchange.arrived, strict=True)
+                ]
+            )
+            return exchange.pooled(dtype)
+
+    def state_tensors(self) -> dict[str, Tensor | TensorShard]:
+        """This rank's live part of each table, by table; of a replicated table all of it."""
+        return self.of_tables([stack.weight.detach() for stack in self.placement.stacks])
+
+    def of_tables(self, stacked: Sequence[Tensor]) -> dict[str, Tensor | TensorShard]:
+        """This rank's part of each table in tensors that lie like the stacks.
+
+        Args:
+            stacked: One a stack; the first dimension is that of the stack's weight, a second one
+                likewise.
+
+        Returns:
+            By table, as views.
+        """
+        plan = self.placement.plan
+        parts: dict[str, Tensor | TensorShard] = {}
+        for group, tensor in zip(self.placement.groups, stacked, strict=False):
+            for table in group.tables.num_embeddings:
+                shard = plan.of_rank(self.placement.world.rank)[table]
+                own = group.tables.of_table(table, tensor)[: shard.num_rows]
+                full_shape = (plan.num_embeddings[table], plan.embedding_dim)[: tensor.dim()]
+                offsets = (shard.first_row, shard.first_column)[: tensor.dim()]
+                is_copy = tensor.dim() == 1 and shard.first_column > 0
+                parts[table] = TensorShard(own, full_shape, offsets, is_copy)
+        replicated = self.placement.replicated
+        for table in replicated.num_embeddings:
+            parts[table] = replicated.of_table(table, stacked[-1])
+        return {table: parts[table] for table in plan.num_embeddings if table in parts}
+
+    def _own(self) -> Iterator[tuple[str, Tensor, Shard]]:
+        """Each table this rank holds something of: its part, and which part it is."""
+        plan = self.placement.plan
+        shards = plan.of_rank(self.placement.world.rank)
+        for group in self.placement.groups:
+            for table in group.tables.num_embeddings:
+                yield table, group.tables.table(table), shards[table]
+        for table, num_rows in self.placement.replicated.num_embeddings.items():
+            whole = Shard(
+                rank=self.placement.world.rank,
+                first_row=0,
+                num_rows=num_rows,
+                first_column=0,
+                num_columns=plan.embedding_dim,
+            )
+            yield table, self.placement.replicated.table(table), whole
+
+
+def look_up(stack: EmbeddingTables, arrived: SparseBatch, dtype: torch.dtype) -> Tensor:
+    """What a stack was asked for, shape (B', F', D'); nothing where it was asked for nothing."""
+    if not arrived.num_features:
+        return stack.weight.new_empty(0, 0, stack.weight.shape[1], dtype=dtype)
+    pooled: Tensor = stack(arrived, dtype)
+    return pooled
+
+
+def _drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
+
+    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
+    """
+    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
+    num_runs = max(1, math.ceil(num_rows / step))
+    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
+    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
+        del edges[-2]
+    yield from pairwise(edges)

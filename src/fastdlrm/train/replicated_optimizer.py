@@ -1,0 +1,111 @@
+"""The optimizer of tables that every rank holds whole.
+
+Each rank sums its own samples' gradients into a gradient of the whole tables; these are summed over
+the ranks, and all ranks make the same update. Meant for small tables.
+
+Shapes: R rows of these tables, D embedding dim.
+"""
+
+import torch
+from torch import Tensor
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.library import has_gpu_kernels
+from fastdlrm.kernels.row_gradient import RowGradient, RowOrder
+from fastdlrm.kernels.row_update import UpdateRule, apply_rule_, update_rows_
+from fastdlrm.kernels.step_scalars import StepScalars
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.parallel.exchange import Gradient
+from fastdlrm.parallel.world import Pending, World
+from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.sparse_optimizer import StackLookup, batch_order
+
+if has_gpu_kernels():
+    from fastdlrm.kernels.cuda.row_update import row_chunks
+
+_SUM = UpdateRule("sgd")
+
+
+class ReplicatedOptimizer:
+    """A step is: `look_up` and `take` for each micro-batch, `reduce`, `apply`.
+
+    Attributes:
+        moves_unread_rows: Whether the rule moves rows of zero gradient; which rows were read is
+            then summed over the ranks too, and no CUDA graph can hold the step.
+    """
+
+    def __init__(
+        self, config: SparseOptimizerConfig, tables: EmbeddingTables, world: World
+    ) -> None:
+        """Make the state, on the tables' device.
+
+        Args:
+            config: Name and numbers.
+            tables: What to train; the same on all ranks.
+            world: This rank and the others.
+        """
+        self._rule = UpdateRule(config.name, config.eps, config.l2)
+        self.moves_unread_rows = config.l2 != 0 or config.name == "adam"
+        self._tables = tables
+        self._world = world
+        self._weight = tables.weight.detach()
+        self.stacked_state = self._rule.zero_state(self._weight)
+        num_rows, device = len(self._weight), self._weight.device
+        self._gradient = torch.zeros(self._weight.shape, device=device)
+        self._visits = torch.zeros(num_rows if self.moves_unread_rows else 0, device=device)
+        self._add = StepScalars(-1.0).tensor(device)
+        every_row = torch.arange(num_rows, device=device, dtype=torch.int32)
+        on_gpu = device.type == "cuda" and has_gpu_kernels()
+        chunks = row_chunks(every_row) if on_gpu and num_rows else None
+        self._every_row = RowOrder(every_row, every_row, None, chunks)
+        self._pending: list[Pending] = []
+
+    def look_up(self, sparse: SparseBatch) -> StackLookup:
+        """Look up a micro-batch of this rank's own samples."""
+        return StackLookup(self._tables, sparse, self._tables.rows(sparse))
+
+    def take(self, lookup: StackLookup, gradient: Gradient) -> None:
+        """Add a micro-batch's gradient."""
+        sparse = lookup.sparse
+        if not sparse.num_features or not len(sparse.ids):
+            return
+        grad_FBD = gradient.wait().transpose(0, 1)
+        order = batch_order(self._tables, sparse, lookup.rows)
+        update_rows_(self._gradient, {}, grad_FBD.flatten(0, 1), order, _SUM, self._add)
+        if self.moves_unread_rows:
+            self._visits.index_fill_(0, lookup.rows.long(), 1.0)
+
+    def reduce(self) -> None:
+        """Start summing the gradient over the ranks."""
+        if len(self._gradient):
+            self._pending.append(self._world.all_reduce(self._gradient))
+            if self.moves_unread_rows:
+                self._pending.append(self._world.all_reduce(self._visits))
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of the gradient of all ranks."""
+        self._wait()
+        return self._gradient.square().sum()
+
+    def apply(self, scalars: Tensor) -> None:
+        """Update; afterwards nothing is accumulated.
+
+        Args:
+            scalars: `StepScalars.tensor` of the step.
+        """
+        self._wait()
+        if not len(self._gradient):
+            return
+        if self.moves_unread_rows:
+            rows = self._visits.nonzero().flatten()
+            read = RowGradient(rows, self._gradient.index_select(0, rows))
+            apply_rule_(self._weight, self.stacked_state, read, self._rule, scalars)
+            self._visits.zero_()
+        else:
+            every = (self._gradient, self._every_row, self._rule, scalars)
+            update_rows_(self._weight, self.stacked_state, *every)
+        self._gradient.zero_()
+
+    def _wait(self) -> None:
+        while self._pending:
+            self._pending.pop().wait()

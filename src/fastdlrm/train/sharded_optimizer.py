@@ -1,0 +1,215 @@
+"""The optimizer of tables that lie on several ranks: `SparseOptimizer`'s part in a step.
+
+Every rank updates the rows it holds by the gradients of all ranks' samples, in the order of the
+global batch, so that neither the plan nor the number of ranks changes what is learned.
+
+Shapes: B batch, F sparse features, D embedding dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.row_update import UpdateRule, scaled_gradient
+from fastdlrm.kernels.step_scalars import StepScalars
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import RowSource
+from fastdlrm.parallel.column_sums import ColumnSums
+from fastdlrm.parallel.exchange import Exchange
+from fastdlrm.parallel.sharded import ShardedTables
+from fastdlrm.parallel.tensor_shard import TensorShard
+from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.replicated_optimizer import ReplicatedOptimizer
+from fastdlrm.train.sparse_optimizer import SparseOptimizer, StackLookup
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedLookup:
+    """A batch looked up on all ranks.
+
+    Attributes:
+        exchange: Between the ranks; None where there are no sparse features.
+        lookups: What each of this rank's stacks looked up for the others, or itself; None where it
+            was asked for nothing.
+        empty: The vectors of a batch without sparse features, shape (0, 0, D).
+    """
+
+    exchange: Exchange | None
+    lookups: list[StackLookup | None]
+    empty: Tensor
+
+    @torch.no_grad()
+    def pooled(self, dtype: torch.dtype) -> Tensor:
+        """See `Lookup`."""
+        return self.empty.to(dtype) if self.exchange is None else self.exchange.pooled(dtype)
+
+    def source(self) -> RowSource | None:
+        """See `Lookup`."""
+        return None if self.exchange is None else self.exchange.source()
+
+
+class ShardedSparseOptimizer:
+    """A step is: `look_up` and `take` for each micro-batch, `reduce`, `apply`."""
+
+    def __init__(
+        self,
+        config: SparseOptimizerConfig,
+        tables: ShardedTables,
+        exchange_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Make the state of this rank's rows, on the tables' device.
+
+        Args:
+            config: Name and numbers.
+            tables: What to train.
+            exchange_dtype: Of pooled vectors and gradients on their way.
+        """
+        placement = tables.placement
+        self._rule = UpdateRule(config.name, config.eps, config.l2)
+        self._tables = tables
+        self._world = placement.world
+        self._exchange_dtype = exchange_dtype
+        self._stacks = [SparseOptimizer(config, group.tables) for group in placement.groups]
+        self._replicated = ReplicatedOptimizer(config, placement.replicated, placement.world)
+        sums = ColumnSums(placement.plan, placement.world)
+        self._column_sums = sums if config.name == "rowwise_adagrad" and sums else None
+        self._num_steps = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def why_no_graph(self) -> str:
+        """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
+        if self._column_sums is not None:
+            return "row-wise Adagrad sums rows whose columns lie on several ranks"
+        has_replicated = len(self._tables.placement.replicated.num_embeddings) > 0
+        if has_replicated and self._replicated.moves_unread_rows:
+            return "adam and l2 need to know which rows of a data_parallel table were read"
+        return ""
+
+    def look_up(
+        self, sparse: SparseBatch, counts: Sequence[int], *, is_whole: bool
+    ) -> ShardedLookup:
+        """Look up a micro-batch on all ranks; its vectors are on their way back when this returns.
+
+        Args:
+            sparse: This rank's samples, on the tables' device.
+            counts: Samples of each rank.
+            is_whole: Whether it is all of the step's batch; its ids are then sorted at once.
+        """
+        empty = self._tables.placement.replicated.weight.new_empty(
+            0, 0, self._tables.placement.plan.embedding_dim
+        )
+        if not sparse.num_features:
+            return ShardedLookup(None, [], empty)
+        exchange = self._tables.exchange(sparse, counts)
+        *arrived, own = exchange.arrived
+        lookups = [
+            optimizer.look_up(ids, is_whole=is_whole) if ids.num_features else None
+            for optimizer, ids in zip(self._stacks, arrived, strict=True)
+        ]
+        lookups.append(self._replicated.look_up(own) if own.num_features else None)
+        widths = [stack.weight.shape[1] for stack in self._tables.placement.stacks]
+        exchange.send(
+            [
+                empty.new_empty(0, 0, width, dtype=self._exchange_dtype)
+                if lookup is None
+                else lookup.pooled(self._exchange_dtype)
+                for lookup, width in zip(lookups, widths, strict=True)
+            ]
+        )
+        return ShardedLookup(exchange, lookups, empty)
+
+    def take(self, lookup: ShardedLookup, grad: Tensor, scalars: Tensor | None) -> None:
+        """Add a micro-batch's gradient: send it to the rows' owners.
+
+        Args:
+            lookup: What `look_up` gave.
+            grad: Of the pooled vectors, shape (B, F, D) or as `RowSource` asks.
+            scalars: As `SparseOptimizer.take` takes it.
+        """
+        if lookup.exchange is None:
+            return
+        *gradients, own = lookup.exchange.send_gradient(grad)
+        *lookups, replicated = lookup.lookups
+        if self._column_sums is not None:
+            scalars = None
+        for optimizer, part, gradient in zip(self._stacks, lookups, gradients, strict=True):
+            if part is None:
+                gradient.wait()
+            else:
+                optimizer.take(part, gradient, scalars)
+        if replicated is not None:
+            self._replicated.take(replicated, own)
+
+    def reduce(self) -> None:
+        """Start summing the gradients of replicated tables over the ranks."""
+        self._replicated.reduce()
+
+    def squared_norm(self) -> Tensor:
+        """Sum of the squares of the gradient of all tables on all ranks."""
+        total = torch.stack([optimizer.squared_norm() for optimizer in self._stacks]).sum()
+        self._world.all_reduce(total).wait()
+        return total + self._replicated.squared_norm()
+
+    def next_scalars(self, learning_rate: float) -> StepScalars:
+        """Count a step and give its numbers; `apply` does it."""
+        self._num_steps += 1
+        return StepScalars.of_step(learning_rate, int(self._num_steps), self._rule.betas)
+
+    def apply(self, scalars: Tensor) -> None:
+        """Update what `take` has not updated yet.
+
+        Args:
+            scalars: `next_scalars` as a tensor.
+        """
+        means: list[Tensor | None] = [None] * len(self._stacks)
+        if self._column_sums is not None:
+            means = self._mean_squares(scalars)
+        for optimizer, mean in zip(self._stacks, means, strict=True):
+            optimizer.apply(scalars, mean)
+        self._replicated.apply(scalars)
+
+    def state_tensors(self) -> dict[str, Tensor | TensorShard]:
+        """This rank's live parts by name; copying into one changes the state."""
+        named: dict[str, Tensor | TensorShard] = {}
+        for name in self._rule.state_names:
+            stacked = [optimizer.stacked_state[name] for optimizer in self._stacks]
+            stacked.append(self._replicated.stacked_state[name])
+            for table, part in self._tables.of_tables(stacked).items():
+                named[f"tables.{table}.{name}"] = part
+        return {**named, "num_steps": self._num_steps}
+
+    def _mean_squares(self, scalars: Tensor) -> list[Tensor | None]:
+        """For each stack, the mean of each read row's squared gradient over all D columns."""
+        assert self._column_sums is not None
+        scale = StepScalars(*scalars.tolist()).gradient_scale
+        parts: dict[str, Tensor] = {}
+        for optimizer, group in zip(self._stacks, self._tables.placement.groups, strict=True):
+            gradient = optimizer.gradient()
+            if gradient is None:
+                nothing = self._tables.placement.replicated.weight.new_empty(0).float()
+                parts |= dict.fromkeys(group.tables.num_embeddings, nothing)
+            else:
+                weight = group.tables.weight.detach()
+                values = scaled_gradient(weight, gradient, self._rule, scale).values
+                squares = values.float().square().sum(1)
+                parts |= _by_table(group.tables, gradient.rows, squares)
+        totals = self._column_sums(parts, self._tables.placement.replicated.weight)
+        D = self._tables.placement.plan.embedding_dim
+        return [
+            torch.cat([totals[table] for table in group.tables.num_embeddings]) / D
+            if group.tables.num_embeddings
+            else None
+            for group in self._tables.placement.groups
+        ]
+
+
+def _by_table(tables: EmbeddingTables, rows: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """Values of ascending rows of a stack, cut into one tensor a table."""
+    sizes = list(tables.num_embeddings.values())
+    ends = torch.tensor(sizes, device=rows.device).cumsum(0)
+    edges = torch.searchsorted(rows, ends.to(rows.dtype)).tolist()
+    pieces = values.tensor_split(edges[:-1])
+    return dict(zip(tables.num_embeddings, pieces, strict=True))

@@ -1,0 +1,104 @@
+"""A run's config and data -> the numbers the planner works with.
+
+Shapes: B sampled rows, F sparse features, V vectors a sample, D embedding dim.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdlrm.batch import SparseBatch
+from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.errors import ConfigError
+from fastdlrm.model.build import interaction_width, require_fit
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.parallel.workload import Feature, Interaction, Workload
+from fastdlrm.train.recipe import Recipe
+
+SAMPLED_ROWS = 2**16
+"""Of train, evenly spread: their ids stand for all."""
+
+
+def workload_of(recipe: Recipe, dataset: Dataset) -> Workload:
+    """Read sizes from a dataset, and bags' lengths and ids' skew from a sample of its train rows.
+
+    Args:
+        recipe: The run's config; a step counts as one batch, gradient accumulation left out.
+        dataset: What it trains on.
+
+    Raises:
+        ConfigError: The model does not fit the dataset, or the tables are to lie in host memory.
+        DataError: The dataset has no train split.
+    """
+    train, model, schema = recipe.train, recipe.model, dataset.schema
+    require_fit(model, schema)
+    if train.table_placement == "host":
+        raise ConfigError(
+            "train.table_placement is 'host': tables are planned on the ranks' own memory only; "
+            "set train.table_placement = 'device'"
+        )
+    rows = dataset.split("train")
+    count = min(SAMPLED_ROWS, len(rows))
+    sample = rows.batch(np.arange(count, dtype=np.int64) * len(rows) // count).sparse
+    return workload(recipe, schema, dataset.manifest.encoding, sample)
+
+
+def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseBatch) -> Workload:
+    """`workload_of` a sample at hand.
+
+    Args:
+        recipe: The run's config.
+        schema: Its features.
+        encoding: Sizes of its tables.
+        sample: At least one of its samples.
+    """
+    train, model = recipe.train, recipe.model
+    N, num_vectors = len(schema.dense), len(schema.sparse) + bool(schema.dense)
+    joined = interaction_width(model, num_vectors, has_dense=N > 0)
+    bags = zip(schema.sparse, _ids_by_feature(sample), strict=True)
+    return Workload(
+        num_embeddings={t.name: encoding.tables[t.name].num_embeddings for t in schema.tables},
+        features=tuple(
+            Feature(
+                table=feature.table,
+                ids_per_sample=len(ids) / sample.num_samples,
+                is_bag=feature.bag,
+                shares=_shares(ids),
+            )
+            for feature, ids in bags
+        ),
+        embedding_dim=model.embedding_dim,
+        bottom_mlp=(N, *model.bottom_mlp) if N else (),
+        top_mlp=(joined, *model.top_mlp, 1),
+        interaction=Interaction(flop=_interaction_flop(model, num_vectors)),
+        global_batch_size=train.global_batch_size,
+        precision=train.precision,
+        table_dtype=train.table_dtype,
+        dense_optimizer=train.dense_optimizer.name,
+        sparse_optimizer=train.sparse_optimizer.name,
+    )
+
+
+def _interaction_flop(model: ModelConfig, num_vectors: int) -> float:
+    """Multiplications and additions of the products of each pair."""
+    if model.interaction == "cat":
+        return 0.0
+    pairs = num_vectors * (num_vectors + (1 if model.include_diagonal else -1)) // 2
+    return 2.0 * pairs * model.embedding_dim
+
+
+def _ids_by_feature(sparse: SparseBatch) -> list[NDArray[np.int64]]:
+    """The ids of each feature, of all samples."""
+    if sparse.num_features == 0:
+        return []
+    starts = sparse.offsets()[:: sparse.num_samples].numpy()
+    return np.split(sparse.ids.numpy().astype(np.int64), starts[1:-1])
+
+
+def _shares(ids: NDArray[np.int64]) -> tuple[float, ...]:
+    """Share of the ids in rows 2^k - 1 .. 2^(k+1) - 2, by k; none of no ids."""
+    if not len(ids):
+        return ()
+    exponents = np.frexp(ids + 1.0)[1] - 1
+    return tuple((np.bincount(exponents) / len(ids)).tolist())
