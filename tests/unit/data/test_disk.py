@@ -100,6 +100,24 @@ def test_the_estimate_is_near_what_is_taken(tmp_path: Path, gzip: bool) -> None:
     assert max(taken) > 0.5 * need.num_bytes
 
 
+def test_intermediate_files_are_no_wider_than_the_dataset(tmp_path: Path) -> None:
+    """The reference's intermediate files hold every number in 64 bits."""
+    generate(tmp_path / "log", num_rows=30_000, num_files=2, gzip=False, seed=7)
+    inputs, sizes = expand_inputs([f"{tmp_path}/log/day_*"]), {}
+
+    def measure(step: str, done: int, total: int) -> None:
+        for kind in ("staged", "encoded"):
+            files = list((work_path(tmp_path / "data") / kind).glob("*[0-9].*"))
+            sizes[kind] = max(sizes.get(kind, 0), sum(path.stat().st_size for path in files))
+
+    manifest = prepare(
+        inputs, tiny_recipe().data, tmp_path / "data", memory_bytes=2**30, progress=measure
+    )
+    parts = sum(file.size_bytes for file in manifest.files.values() if file.num_rows)
+    assert 0 < sizes["encoded"] < 1.1 * parts
+    assert 0 < sizes["staged"] < sum(path.stat().st_size for path in inputs)
+
+
 def test_too_little_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.csv"
     path.write_text("y,x,a,b,words\n" + "1,2,3,4,u\n" * 1000)
