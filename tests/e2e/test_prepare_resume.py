@@ -42,7 +42,8 @@ def kill(name, done, total):
 
 prepare(expand_inputs([log]), tiny_recipe().data, Path(out), memory_bytes=2**31,
         num_workers=int(workers), progress=kill, ray=ray)
-threading.Event().wait(30)
+if armed:
+    threading.Event().wait(30)
 """
 
 
@@ -84,7 +85,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 def killed(
     log: str, out: Path, step: str, share: float, delay_s: float, workers: int = 2, ray: str = ""
 ) -> None:
-    """Run until killed in a step."""
+    """Run until killed in a step; if the step was all but done, the kill may find nothing to stop."""
     arguments = [log, out, step, share, delay_s, workers, ray]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, *map(str, arguments)],
@@ -93,7 +94,9 @@ def killed(
         capture_output=True,
         text=True,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == -signal.SIGKILL or (done.returncode == 0 and out.exists()), (
+        done.stderr
+    )
 
 
 def test_kills_in_every_step_change_nothing(
@@ -105,11 +108,12 @@ def test_kills_in_every_step_change_nothing(
     out = tmp_path / "data"
     for step in ("stage", "count", "merge", "encode", "write"):
         killed(log, out, step, draw.choice([0, 0.3, 0.6]), draw.uniform(0, 0.01))
-        assert [path.name for path in tmp_path.iterdir() if path != out] == [".data.prepare"]
-        if out.exists():  # the kill came a moment too late to stop the last step
+        if out.exists():
             break
+        assert [path.name for path in tmp_path.iterdir()] == [".data.prepare"]
         with pytest.raises(DataError, match=r"no manifest\.json"):
             read_manifest(tmp_path / ".data.prepare", DatasetManifest)
+    assert step in ("encode", "write")  # the steps before were killed
     if not out.exists():
         run(log, out)
     assert bytes_of(out) == whole

@@ -73,13 +73,13 @@ def write_run(
         values: Their train values.
         edges: Inner bucket edges of each feature of key "quantile".
         connection: Groups texts, spilling to disk.
-        memory_bytes: Most memory to take, that of the connection aside; where the values need
-            more, they are read in several passes.
+        memory_bytes: Most memory to take; where the values need more, they are read in several
+            passes, or texts are grouped by the connection, on disk.
     """
     if features[0].key == "string":
         _write_texts(out, features, values, connection)
         return
-    counter = KeyCounter(memory_bytes // 3)
+    counter = KeyCounter(memory_bytes // 2)
     with out.open("wb") as file:
         while not counter.is_done:
             for feature in features:

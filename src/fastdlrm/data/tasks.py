@@ -250,7 +250,7 @@ class CountSpan:
                         train.values,
                         edges=self.edges,
                         connection=connection,
-                        memory_bytes=self.memory_bytes // 2,
+                        memory_bytes=self.memory_bytes,
                     )
                 files[name] = entry_of(self.staged.work / name)
                 report(0)
@@ -271,13 +271,15 @@ class MergeTable:
         table, features = self.tables[number]
         work = self.staged.work
         runs = [work / run_path(span, number) for span in range(len(self.staged.spans))]
+        # Texts are grouped by the database, and ordered beside it.
+        share = 9 if features[0].key == "string" else 12
         with self.staged.connection(self.memory_bytes // 4) as connection:
             vocabulary = merge_vocabulary(
                 table,
                 features[0].key,
                 runs,
                 connection=connection,
-                memory_bytes=self.memory_bytes // 4 * 3,
+                memory_bytes=self.memory_bytes // 16 * share,
             )
         folder, edges = work / DATASET, self.edges.get(features[0].name, ())
         found: TableEncoding = write_vocabulary(folder, table, vocabulary, features[0].key, edges)
