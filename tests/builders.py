@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fastdlrm.cli.main import app
 from fastdlrm.config import load_config
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.generate import generate
@@ -23,6 +25,13 @@ def fastdlrm(*arguments: object, code: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout if code == 0 else done.stderr
+
+
+def invoke(*arguments: object) -> str:
+    """What a command prints, run in this process: no time goes to importing torch again."""
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def shared_data() -> Path:

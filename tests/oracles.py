@@ -1,6 +1,7 @@
 """Slow, obvious references in numpy and plain Python: the truth that fast code is held against.
 
 Everything is float64 and one number or one id at a time. A bag is a list of row numbers.
+`criteo_reference` is the DLRM reference's preprocessing of Criteo's logs.
 """
 
 import math
@@ -84,6 +85,40 @@ def bce(logits: Sequence[float], labels: Sequence[float]) -> list[float]:
         -math.log(sigmoid(x)) if y == 1 else -math.log(1 - sigmoid(x))
         for x, y in zip(logits, labels, strict=True)
     ]
+
+
+CriteoRow = tuple[int, list[float], list[int]]
+"""Label, 13 dense numbers and 26 rows of tables."""
+
+
+def criteo_reference(
+    days: Sequence[Sequence[str]], max_ind_range: int = 0
+) -> tuple[list[list[CriteoRow]], list[int]]:
+    """Criteo's lines as the reference hands them to its model.
+
+    An empty field is 0. Ids are hexadecimal, modulo max_ind_range where it is above 0; each feature
+    numbers the values of all days, the last one too, in the order of first sight. Dense numbers
+    below 0 are 0, and log(x + 1) is taken. Ids are taken modulo max_ind_range once more.
+
+    Returns:
+        The rows of each day, and the rows of each table.
+    """
+    numbers: list[dict[int, int]] = [{} for _ in range(26)]
+    out = []
+    for day in days:
+        rows = []
+        for line in day:
+            fields = [field or "0" for field in line.rstrip("\n").split("\t")]
+            ids = [int(field, 16) for field in fields[14:40]]
+            if max_ind_range > 0:
+                ids = [value % max_ind_range for value in ids]
+            rank = [known.setdefault(v, len(known)) for known, v in zip(numbers, ids, strict=True)]
+            if max_ind_range > 0:
+                rank = [value % max_ind_range for value in rank]
+            dense = [math.log(max(int(field), 0) + 1) for field in fields[1:14]]
+            rows.append((int(fields[0]), dense, rank))
+        out.append(rows)
+    return out, [len(known) for known in numbers]
 
 
 def different_rows(num_rows: int, num_ids: int, repeats: int) -> float:

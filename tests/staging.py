@@ -10,7 +10,8 @@ from fastdlrm.contracts.encoding import HASH_VERSION, Encoding, TableEncoding
 from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.counts import TrainSpan, write_run
-from fastdlrm.data.fit import fit_edges, fit_statistics, require_values
+from fastdlrm.data.first_seen import first_seen_vocabulary
+from fastdlrm.data.fit import fit_edges, fit_statistics, largest_value, require_values
 from fastdlrm.data.split import resolve_splits
 from fastdlrm.data.staged import StagedRows
 from fastdlrm.data.vocabulary import merge_vocabulary, write_vocabulary
@@ -90,6 +91,16 @@ def fit(
         tables = {}
         for one in schema.tables:
             features = [f for f in schema.sparse if f.table == one.name]
+            if one.encoding == "identity":
+                num_rows = one.max_rows or largest_value(rows, features) + 1
+                tables[one.name] = TableEncoding(
+                    num_embeddings=num_rows, vocabulary="", coverage=1.0, first_id=0
+                )
+                continue
+            if one.encoding == "reference":
+                vocabulary = first_seen_vocabulary(one, features[0], rows, memory_bytes)
+                tables[one.name] = write_vocabulary(folder, one, vocabulary, "hex", ())
+                continue
             if one.encoding == "hash":
                 tables[one.name] = TableEncoding(
                     num_embeddings=one.max_rows, vocabulary="", coverage=1.0

@@ -1,6 +1,6 @@
 """Small models, batches and settings of a train step: the same numbers on every device."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -127,6 +127,14 @@ def state_of(step: TrainStep) -> dict[str, Tensor]:
         for group, tensors in groups.items()
         for name, tensor in tensors.items()
     }
+
+
+def restore(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors over live ones of the same names."""
+    assert live.keys() == saved.keys()
+    for name, tensor in live.items():
+        with torch.no_grad():
+            tensor.copy_(saved[name])
 
 
 def _draw(generator: torch.Generator, high: int, *shape: int) -> Tensor:

@@ -34,6 +34,22 @@ def test_the_tutorial_runs(tmp_path):
     assert "score" in done.stdout
 
 
+def test_the_guide_to_inspect_runs(tmp_path):
+    blocks = _blocks(ROOT / "docs" / "guides" / "inspect.md")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", "set -euo pipefail\n" + "\n".join(blocks)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "shop: 64,000 rows" in done.stdout
+    assert "<title>Dataset shop</title>" in (tmp_path / "shop.html").read_text()
+
+
 def test_the_guide_to_large_data_runs(tmp_path):
     """It kills a prepare and starts it again."""
     (block,) = _blocks(ROOT / "docs" / "guides" / "large-data.md")

@@ -29,6 +29,16 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 @st.composite
+def numbered(draw: st.DrawFn) -> tuple[SparseFeature, Table, list[Any]]:
+    """A feature of encoding "reference"."""
+    max_rows = draw(st.sampled_from([0, 3, 7, 2**31]))
+    num_rows = NUM_TRAIN + NUM_TEST
+    values = draw(st.lists(st.none() | VALUES["hex"], min_size=num_rows, max_size=num_rows))
+    table = staging.table("f", "reference", max_rows=max_rows)
+    return staging.sparse("f", "hex"), table, [draw(VALUES["hex"]), *values[1:]]
+
+
+@st.composite
 def columns(draw: st.DrawFn) -> tuple[SparseFeature | DenseFeature, Table | None, list[Any]]:
     """A feature, its table and the values of all rows; the first train row has one."""
     num_rows = NUM_TRAIN + NUM_TEST
@@ -37,6 +47,8 @@ def columns(draw: st.DrawFn) -> tuple[SparseFeature | DenseFeature, Table | None
         fill = draw(st.floats(-100, 100))
         values = draw(st.lists(NUMBERS, min_size=num_rows, max_size=num_rows))
         return staging.dense("f", transform, fill), None, [1.0, *values[1:]]
+    if draw(st.integers(0, 4)) == 0:
+        return draw(numbered())
     encoding = draw(st.sampled_from(["vocabulary", "hash"]))
     max_rows = draw(st.integers(3, 9) | st.just(0 if encoding == "vocabulary" else 300))
     table = staging.table("f", encoding, draw(st.integers(1, 3)), max_rows)
@@ -76,6 +88,9 @@ def edges_oracle(values: list[Any], num_quantiles: int) -> list[float]:
 
 
 def ids_oracle(feature: SparseFeature, table: Table, values: list[Any]) -> list[Any]:
+    if table.encoding == "reference":
+        plain = [(v or 0) % (table.max_rows or 2**64) for v in values]
+        return [list(dict.fromkeys(plain)).index(v) for v in plain]
     edges = edges_oracle(values, feature.num_quantiles) if feature.key == "quantile" else []
 
     def key(value: Any) -> int:

@@ -12,5 +12,13 @@ def test_every_preset_decodes_and_round_trips(name):
 
 
 def test_the_presets_there_are():
-    expected = ["adult", "criteo-generated", "criteo-kaggle", "criteo-sample", "tiny"]
-    assert preset_names() == expected
+    criteo = ["binary", "generated", "kaggle", "sample", "terabyte", "terabyte-parquet"]
+    criteo = [f"criteo-{name}" for name in criteo]
+    assert preset_names() == ["adult", "avazu", *criteo, "movielens", "tiny"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_no_preset_numbers_as_the_reference(name):
+    """Its vocabularies hold the values of test rows."""
+    tables = load_config(name, Recipe).data.schema().tables
+    assert "reference" not in {table.encoding for table in tables}

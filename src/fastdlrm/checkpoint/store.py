@@ -200,27 +200,6 @@ def prune(root: Path, keep: int, best: int | None) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
-    """Copy loaded tensors over existing ones of the same names and shapes.
-
-    Raises:
-        CheckpointError: Names or shapes differ: the checkpoint is of another model.
-    """
-    for name in sorted(set(target) ^ set(source)):
-        side = "the model" if name in target else "the checkpoint"
-        raise CheckpointError(
-            f"{where}: tensor {name!r} is only in {side}; load it into the model that made it"
-        )
-    for name, tensor in target.items():
-        if tensor.shape != source[name].shape:
-            raise CheckpointError(
-                f"{where}: tensor {name!r} has shape {tuple(source[name].shape)}, the model wants "
-                f"{tuple(tensor.shape)}; load it into the model that made it"
-            )
-        with torch.no_grad():
-            tensor.copy_(source[name])
-
-
 def own_tensors(tensors: Tensors, world: World) -> Tensors:
     """What this rank writes: its pieces, copies left out, and on the first rank plain tensors."""
 
@@ -253,10 +232,12 @@ def _errors(where: str, remedy: str, world: World) -> Iterator[None]:
         yield
     except CheckpointException as problem:
         rank, (cause, _) = min(problem.failures.items())
-        if not isinstance(cause, (OSError, SafetensorError)):
-            raise cause from problem
-        said = getattr(cause, "strerror", None) or cause
-        of_rank = f"rank {rank}: " if world.size > 1 else ""
-        raise CheckpointError(f"{where}: {of_rank}{said}; {remedy}") from problem
+        if isinstance(cause, (OSError, SafetensorError)):
+            said = getattr(cause, "strerror", None) or cause
+            of_rank = f"rank {rank}: " if world.size > 1 else ""
+            cause = CheckpointError(f"{where}: {of_rank}{said}; {remedy}")
+        if isinstance(cause, CheckpointError):
+            cause = world.of_rank(rank, cause)
+        raise cause from problem
     except RuntimeError as problem:  # of the ranks' talk
         raise CheckpointError(f"{where}: a rank is gone: {problem}; {remedy}") from problem

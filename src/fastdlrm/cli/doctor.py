@@ -26,6 +26,7 @@ PACKAGES = (
     "safetensors",
     "triton",
     "tensorboard",
+    "plotly",
 )
 
 
@@ -103,6 +104,14 @@ def missing(versions: dict[str, Fact], host: Host) -> list[Missing]:
                 name="tensorboard",
                 effect="training records go to records.jsonl alone",
                 remedy="pip install 'fastdlrm[tensorboard]'",
+            )
+        )
+    if versions["plotly"].value is None:
+        found.append(
+            Missing(
+                name="plotly",
+                effect="`fastdlrm inspect --html` writes no page",
+                remedy="pip install 'fastdlrm[report]'",
             )
         )
     return found

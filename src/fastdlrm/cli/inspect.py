@@ -1,4 +1,6 @@
-"""`fastdlrm inspect`: raw file -> what it seems to be, and a config to begin with."""
+"""`fastdlrm inspect`: raw file -> what it seems to be, and a config to begin with; dataset -> what
+it holds.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastdlrm.cli.options import Json
+from fastdlrm.cli.progress import stages
 from fastdlrm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,21 +42,77 @@ learning_rate = 0.002
 """
 """A complete config for a first run."""
 
+SAMPLE_ROWS = 100_000
+
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="CSV or TSV (plain or .gz), or Parquet.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="Raw file (CSV or TSV, plain or .gz; Parquet), or a dataset folder."),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Write a complete config there, e.g. my.toml.")
+        Path | None,
+        typer.Option(help="Of a raw file: write a complete config there, e.g. my.toml."),
     ] = None,
-    sample_rows: Annotated[int, typer.Option(help="First rows to look at.", min=1)] = 100_000,
+    sample_rows: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Of a raw file: first rows to look at, {SAMPLE_ROWS} if not given.", min=1
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Of a dataset: write one page with charts there.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Infer a raw file's schema: columns, statistics, warnings, and a config to begin with.
+    """Say what a raw file seems to be, or what a prepared dataset holds.
 
-    A guess to be read, not trusted: which column is the label, which numbers are categories.
+    Raw file: columns, statistics, warnings, and a config to begin with. A guess to be read, not
+    trusted: which column is the label, which numbers are categories.
 
         fastdlrm inspect clicks.csv --out clicks.toml
+
+    Dataset: label rates, each feature's ids or numbers, how unevenly the tables' rows are looked
+    up, how test differs from train.
+
+        fastdlrm inspect DATA --html data.html
     """
+    if path.is_dir():
+        if out is not None or sample_rows is not None:
+            raise ConfigError(
+                f"{path} is a dataset; --out and --sample-rows are for a raw file: leave them out"
+            )
+        _inspect_dataset(path, html, json)
+    elif html is not None:
+        raise ConfigError(f"{path} is no dataset folder; --html is for a dataset: leave it out")
+    else:
+        _inspect_file(path, out, sample_rows or SAMPLE_ROWS, json)
+
+
+def _inspect_dataset(folder: Path, html: Path | None, json: bool) -> None:
+    import msgspec
+
+    from fastdlrm.cli.dataset_text import dataset_text
+    from fastdlrm.data.dataset_statistics import dataset_statistics
+
+    if html is not None:
+        from fastdlrm.report.dataset import dataset_page
+        from fastdlrm.report.page import check_output
+
+        check_output(html)
+    with stages() as update:
+        statistics = dataset_statistics(folder, update)
+    if html is not None:
+        dataset_page(statistics).write(html)
+    if json:
+        typer.echo(msgspec.json.encode(statistics).decode())
+        return
+    typer.echo(dataset_text(statistics))
+    if html is not None:
+        typer.echo(f"\npage written to {html}")
+
+
+def _inspect_file(file: Path, out: Path | None, sample_rows: int, json: bool) -> None:
     import msgspec
 
     from fastdlrm.data.infer import infer

@@ -11,7 +11,18 @@ from types import FrameType
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli import doctor, evaluate, generate, inspect, plan, predict, prepare, train
+from fastdlrm.cli import (
+    doctor,
+    download,
+    evaluate,
+    export_binary,
+    generate,
+    inspect,
+    plan,
+    predict,
+    prepare,
+    train,
+)
 from fastdlrm.errors import ConfigError, FastDLRMError
 
 app = typer.Typer(
@@ -35,8 +46,10 @@ def _version(
 
 app.command("doctor")(doctor.doctor)
 app.command("generate")(generate.generate)
+app.command("download")(download.download)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
+app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)

@@ -35,6 +35,40 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def transfers() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a file; the yielded function takes its name, the bytes there, its size (0: unknown)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def update(name: str, num_bytes: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total or None)
+            progress.update(tasks[name], completed=num_bytes)
+
+        yield update
+
+
+@contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each named step, with bytes done and the time left.
 
@@ -68,5 +102,29 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
             if step not in tasks:
                 tasks[step] = progress.add_task(step, total=total, completed=done)
             progress.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, float], None]]:
+    """One bar a named stage; the yielded function takes the stage and the share done, 0 to 1."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def update(stage: str, share: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=1.0)
+            progress.update(tasks[stage], completed=share)
 
         yield update

@@ -49,20 +49,18 @@ def train(
     from fastdlrm.train.device import resolve_device
     from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.run import Run
-    from fastdlrm.train.sharding import sharding_plan
+    from fastdlrm.train.sharding import shard
     from fastdlrm.train.trainer import Trainer
 
     recipe = load_config(config, Recipe, overrides or ())
-    with World.of_environment(resolve_device(recipe.train.device)) as world:
+    device = resolve_device(recipe.train.device)
+    with World.of_environment(device) as world:
         dataset = Dataset.open(data)
-        encoding = dataset.manifest.encoding
-        sharding = world.on_each(
-            lambda: sharding_plan(recipe, dataset.schema, encoding, world, plan)
-        )
+        sharding = shard(recipe, dataset, world, device, plan)
         make = Run.resume if resume or world.restart_count else Run.create
         run = world.on_first(lambda: make(out, recipe, dataset))
         with _display(world.is_first) as (on_progress, on_message):
-            trainer = Trainer(run, dataset, on_progress, on_message, world=world, plan=sharding)
+            trainer = Trainer(run, dataset, on_progress, on_message, world=world, sharding=sharding)
             result = trainer.train()
     if not world.is_first:
         return
@@ -144,6 +142,6 @@ def _display(
                 typer.echo(f"step {progress.step}/{progress.total_steps}  {text}", err=True)
 
         def on_message(message: str) -> None:
-            live.console.print(message, markup=False)
+            live.console.print(message, markup=False, soft_wrap=True)
 
         yield on_progress, on_message

@@ -1,7 +1,8 @@
-"""What `prepare` fitted on the train rows: all that is needed to encode a raw row again.
+"""What `prepare` fitted: all that is needed to encode a raw row again.
 
 A vocabulary is an Arrow IPC file with columns `key` (uint64), `value` (string) and `count`
-(uint64), most frequent first, ties by key; row i stands for id i + FIRST_ID.
+(uint64); row i stands for id i + first_id. Encoding "vocabulary" counts train, most frequent first,
+ties by key; "reference" counts all rows, in the order of first sight.
 """
 
 import msgspec
@@ -21,11 +22,13 @@ class TableEncoding(msgspec.Struct, frozen=True, kw_only=True):
     """Size and vocabulary of one table."""
 
     num_embeddings: int
-    """Rows, the two reserved ones included."""
+    """Rows, the reserved ones included."""
     vocabulary: str
-    """Path of the vocabulary, relative to the artifact; empty for encoding "hash"."""
+    """Path of the vocabulary, relative to the artifact; empty where the encoding has none."""
     coverage: float
-    """Share of train's ids that are in the vocabulary; 1 for encoding "hash"."""
+    """Share of train's ids that are in the vocabulary; 1 where there is none."""
+    first_id: int = 2
+    """Rows reserved in front: 2 with "vocabulary" and "hash", else 0."""
 
 
 class Encoding(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,8 @@ class InputFile(msgspec.Struct, frozen=True, kw_only=True):
     """Rows read, bad ones not counted."""
     num_bad_rows: int = 0
     """Rows skipped under `--on-bad-row skip`."""
+    num_positives: int | None = None
+    """Rows read of label 1; None where labels were not read or not counted by file."""
 
 
 class SplitInfo(msgspec.Struct, frozen=True, kw_only=True):

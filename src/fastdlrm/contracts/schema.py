@@ -13,15 +13,21 @@ from fastdlrm.errors import ConfigError
 Transform = Literal["log1p", "standardize", "none"]
 """log1p: log(1 + max(x, 0)); standardize: (x - mean) / std over train; none: x as it is."""
 
-Key = Literal["string", "hex", "int", "quantile"]
-"""How a raw value becomes a 64-bit key: text hashed, hexadecimal digits, an integer, or the index
-of the train-quantile bucket that holds a number."""
+Key = Literal["string", "hex", "int", "quantile", "hour_of_day", "day_of_week"]
+"""How a raw value becomes a 64-bit key: text hashed, hexadecimal digits, an integer, the index of
+the train-quantile bucket that holds a number, or of a time in UTC its hour (0 .. 23) or its weekday
+(0 for Monday .. 6)."""
 
-IdEncoding = Literal["vocabulary", "hash"]
-"""vocabulary: the values seen in train, most frequent first; hash: the key modulo the rows."""
+CALENDAR_KEYS = ("hour_of_day", "day_of_week")
+
+IdEncoding = Literal["vocabulary", "hash", "reference", "identity"]
+"""vocabulary: the values seen in train, most frequent first; hash: the key modulo the rows;
+reference: the values of all rows, validation and test too, in the order of first sight, as the DLRM
+reference numbers them; identity: the value is the row."""
 
 OUT_OF_VOCABULARY = 0
-"""Row of a table for values not in its vocabulary."""
+"""Row of a table for values not in its vocabulary. It and MISSING are rows of the encodings
+"vocabulary" and "hash" alone; the others reserve none."""
 MISSING = 1
 """Row of a table for empty values of a single-id feature."""
 FIRST_ID = 2
@@ -60,6 +66,9 @@ class SparseFeature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Between the values of a bag in a text column; empty where the column is a Parquet list."""
     weight_column: str = ""
     """Raw column with one weight an id of a bag; empty for an unweighted feature."""
+    time_format: str = ""
+    """How the raw column writes times, for the keys hour_of_day and day_of_week: "seconds" since
+    1970, "iso" for ISO 8601, or a pattern of strptime such as "%y%m%d%H"; empty otherwise."""
 
     @property
     def is_weighted(self) -> bool:
@@ -77,8 +86,9 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_count: int
     """Occurrences in train below which a value is out of vocabulary; 1 keeps all."""
     max_rows: int
-    """Most rows, the two reserved ones included; with "hash" the exact number of rows. 0: no limit
-    (vocabulary only)."""
+    """vocabulary: most rows, the two reserved ones included, the most frequent values kept; hash,
+    identity: the exact number of rows; reference: keys are taken modulo it. 0: no limit (not with
+    hash; with identity the largest value of all rows decides)."""
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +157,13 @@ def _check_sparse(feature: SparseFeature, tables: set[str]) -> None:
         )
     if feature.bag and feature.key == "quantile":
         raise ConfigError(f"{where}: a bag cannot be bucketised; use key string, hex or int")
+    is_time = feature.key in CALENDAR_KEYS
+    if is_time != bool(feature.time_format) or (is_time and feature.bag):
+        raise ConfigError(
+            f"{where}: key {feature.key!r} with time_format {feature.time_format!r} and bag "
+            f"{str(feature.bag).lower()}; hour_of_day and day_of_week take 'seconds', 'iso' or a "
+            "pattern such as '%y%m%d%H' and no bag, the other keys no time_format"
+        )
     if feature.weight_column and not feature.bag:
         raise ConfigError(f"{where}: weight_column needs bag = true")
 
@@ -157,6 +174,11 @@ def _check_table(table: Table) -> None:
         raise ConfigError(f"{where}: min_count {table.min_count}; 1 or more is allowed")
     if table.max_rows < 0 or 0 < table.max_rows <= FIRST_ID:
         raise ConfigError(f"{where}: max_rows {table.max_rows}; 0 (no limit) or 3 and more")
+    if table.encoding in ("reference", "identity") and table.min_count != 1:
+        raise ConfigError(
+            f"{where}: min_count {table.min_count} with encoding {table.encoding!r}, which keeps "
+            "every value; set min_count = 1"
+        )
     if table.encoding == "hash" and table.max_rows == 0:
         raise ConfigError(f"{where}: encoding 'hash' needs max_rows, its number of rows")
 

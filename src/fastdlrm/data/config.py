@@ -20,8 +20,9 @@ from fastdlrm.errors import ConfigError
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Layout of the raw files. CSV and TSV may be gzipped."""
 
-    format: Literal["csv", "parquet"]
-    """csv covers any delimiter."""
+    format: Literal["csv", "parquet", "int32"]
+    """csv covers any delimiter; int32 is rows of one little-endian int32 a column, such as the
+    reference's binary files."""
     delimiter: str = ","
     """Between fields of a text file, 1 to 4 characters."""
     quote: str = '"'
@@ -29,7 +30,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     header: bool = False
     """Whether a text file's first line names its columns."""
     columns: tuple[str, ...] = ()
-    """Names of a headerless text file's columns, in order; empty with a header or Parquet."""
+    """Names of a headerless text or int32 file's columns, in order; empty with a header or
+    Parquet."""
     missing: tuple[str, ...] = ("",)
     """Texts that stand for a missing value."""
 
@@ -64,38 +66,54 @@ class SparseGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Raw column with a weight for each id of the bag; one column a group."""
     table: str = ""
     """Table that all columns of the group share; empty gives each feature its own."""
+    time_format: str = ""
+    """How times are written, for the keys hour_of_day and day_of_week: "seconds" since 1970, "iso"
+    for ISO 8601, or a pattern of strptime such as "%y%m%d%H"."""
     encoding: IdEncoding = "vocabulary"
     """How keys become rows."""
     min_count: int = 1
     """Occurrences in train below which a value is out of vocabulary. More: fewer rows to learn,
     and a trained row for unseen values."""
     max_rows: int = 0
-    """Most rows a table, the most frequent values kept; the exact number with encoding "hash"; 0:
+    """Most rows a table, the most frequent values kept; the exact number with encoding "hash" or
+    "identity"; with "reference" keys are taken modulo it, as by the reference's max-ind-range; 0:
     no limit."""
 
 
 class Holdout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rows kept from train, for validation or test."""
 
-    by: Literal["none", "file", "position", "time", "hash"]
-    """file: the last files; position: the last rows in file order; time: the rows with the largest
-    values of `column`; hash: rows drawn by a hash of their position."""
+    by: Literal["none", "file", "range", "position", "time", "hash"]
+    """file: the last files; range: the last of `num_ranges` ranges of rows; position: the last rows
+    in file order; time: the rows with the largest values of `column`; hash: rows drawn by a hash of
+    their position."""
     amount: float = 0.0
-    """Number of files (file), else the share of all rows, between 0 and 1."""
+    """Number of files or ranges, below 1 the last share of the last one, rounded down to rows
+    (file, range); else the share of all rows, between 0 and 1."""
+    num_ranges: int = 0
+    """Ranges into which all rows are cut in file order (range): equally long, but for the first
+    ones, which are one row longer where the number of rows asks for it."""
     column: str = ""
     """Raw numeric or date-time column (time)."""
 
     def __post_init__(self) -> None:
         if self.by == "none":
             allowed = self.amount == 0
-        elif self.by == "file":
-            allowed = self.amount >= 1 and self.amount == int(self.amount)
+        elif self.by in ("file", "range"):
+            is_whole = self.amount >= 1 and self.amount == int(self.amount)
+            allowed = is_whole or 0 < self.amount < 1
         else:
             allowed = 0 < self.amount < 1
         if not allowed:
             raise ConfigError(
-                f"split: amount {self.amount:g} with by = {self.by!r}; none takes 0, file a whole "
-                "number from 1, the others a share between 0 and 1"
+                f"split: amount {self.amount:g} with by = {self.by!r}; none takes 0, file and "
+                "range a whole number from 1 or a share of the last one, the others a share "
+                "between 0 and 1"
+            )
+        if self.num_ranges < 2 if self.by == "range" else self.num_ranges != 0:
+            raise ConfigError(
+                f"split: num_ranges {self.num_ranges} with by = {self.by!r}; range takes 2 or "
+                "more, every other kind takes 0"
             )
         if (self.by == "time") != bool(self.column):
             raise ConfigError(f"split: column {self.column!r} with by = {self.by!r}; time needs it")
@@ -150,6 +168,7 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                     bag=group.bag,
                     separator=group.separator,
                     weight_column=group.weight_column,
+                    time_format=group.time_format,
                 )
                 table = Table(
                     name=feature.table,

@@ -1,9 +1,9 @@
 """Raw columns -> staged columns: one type a column, and what is wrong with each row that has none.
 
 Staged columns are named by `fastdlrm.data.staged`: the label (uint8), each dense feature (float64),
-each sparse feature (hex: uint64, int: int64, string: string, quantile: float64), a list of those
-for a bag and of float32 for its weights, and the time (float64, or int64 microseconds since 1970
-in UTC for dates). Missing is null, in a bag left out; a bag itself is never null.
+each sparse feature (hex: uint64, string: string, quantile: float64, the others int64), a list of
+those for a bag and of float32 for its weights, and the time (float64, or int64 microseconds since
+1970 in UTC for dates). Missing is null, in a bag left out; a bag itself is never null.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fastdlrm.contracts.schema import Label, Schema, SparseFeature
+from fastdlrm.contracts.schema import CALENDAR_KEYS, Key, Label, Schema, SparseFeature
 from fastdlrm.data.bags import Bags, parse_bags
+from fastdlrm.data.calendar import calendar_ids
 from fastdlrm.data.staged import LABEL, TIME, dense_column, sparse_column, weight_column
 from fastdlrm.data.values import (
     PARSERS,
@@ -81,17 +82,18 @@ class Converter:
         """
         staged: dict[str, pa.Array] = {}
         flaws: Flaws = {}
-        parsed: dict[tuple[str, str], Typed] = {}
+        parsed: dict[tuple[str, str, str], Typed] = {}
 
         def add(name: str, column: str, typed: Typed) -> None:
             staged[name] = typed[0]
             for row, what in typed[1].items():
                 flaws.setdefault(row, f"column {column!r}: {what}")
 
-        def parse(column: str, key: str) -> Typed:
-            if (column, key) not in parsed:
-                parsed[column, key] = self._plain(column, key, raw.column(column))
-            return parsed[column, key]
+        def parse(column: str, key: Key, time_format: str = "") -> Typed:
+            how = (column, key, time_format)
+            if how not in parsed:
+                parsed[how] = self._plain(column, key, raw.column(column), time_format)
+            return parsed[how]
 
         if self._labelled:
             column = self._schema.label.column
@@ -104,7 +106,7 @@ class Converter:
         for sparse in self._schema.sparse:
             name = sparse_column(sparse.name)
             if not sparse.bag:
-                add(name, sparse.column, parse(sparse.column, sparse.key))
+                add(name, sparse.column, parse(sparse.column, sparse.key, sparse.time_format))
                 continue
             bags = self._bags(sparse, raw)
             add(name, sparse.column, bags.ids)
@@ -114,9 +116,11 @@ class Converter:
             add(TIME, self._time_column, self._time(raw.column(self._time_column)))
         return pa.RecordBatch.from_pydict(staged), flaws
 
-    def _plain(self, column: str, key: str, values: pa.Array) -> Typed:
-        self._require_readable(column, key, values.type)
-        return PARSERS[key](present(values, self._missing))
+    def _plain(self, column: str, key: Key, values: pa.Array, time_format: str) -> Typed:
+        is_time = key in CALENDAR_KEYS
+        self._require_readable(column, "time" if is_time else key, values.type)
+        known = present(values, self._missing)
+        return calendar_ids(known, key, time_format) if is_time else PARSERS[key](known)
 
     def _label(self, values: pa.Array) -> Typed:
         label = self._schema.label

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from fastdlrm.contracts.manifest import MANIFEST, DatasetManifest, read_manifest, verify_files
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.parts import read_parts
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError
 
@@ -58,26 +59,17 @@ class Dataset:
         Raises:
             DataError: The dataset has no such split.
         """
+        return Rows(self.record_batches(name), self.schema)
+
+    def record_batches(self, name: str) -> list[pa.RecordBatch]:
+        """The encoded rows of train, validation or test in order, memory-mapped.
+
+        Raises:
+            DataError: The dataset has no such split, or a part is damaged.
+        """
         if name not in self.manifest.splits:
             raise DataError(
                 f"{self.folder}: no split {name!r}; it has {', '.join(self.manifest.splits)}; "
                 f"prepare again with [data.split.{name}] set"
             )
-        parts = sorted(p for p in self.manifest.files if p.startswith(f"{name}/"))
-        batches = [batch for part in parts for batch in _read(self.folder / part)]
-        rows = Rows(batches, self.schema)
-        expected = self.manifest.splits[name].num_rows
-        if len(rows) != expected:
-            raise DataError(
-                f"{self.folder}: split {name!r} holds {len(rows)} rows, the manifest says "
-                f"{expected}; prepare again"
-            )
-        return rows
-
-
-def _read(path: Path) -> list[pa.RecordBatch]:
-    try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        return [file.get_batch(i) for i in range(file.num_record_batches)]
-    except pa.ArrowInvalid as problem:
-        raise DataError(f"{path}: not an Arrow file: {problem}; prepare again") from problem
+        return read_parts(self.folder, self.manifest, name)

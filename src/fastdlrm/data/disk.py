@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fastdlrm.contracts.schema import Schema
-from fastdlrm.data.config import DataConfig
+from fastdlrm.data.config import DataConfig, SourceConfig
+from fastdlrm.data.int32 import VALUE_BYTES
 from fastdlrm.data.source import stage_file
 from fastdlrm.data.staged import StagedRows, sparse_column
 from fastdlrm.data.work import work_path
@@ -96,8 +97,7 @@ def estimate(inputs: Sequence[Path], config: DataConfig) -> DiskNeed | None:
                 _write_rows(largest, sample)
             else:
                 sizes = [_text_bytes(path) for path in inputs]
-                text = _beginning(largest)[0]
-                sample.write_bytes(text[: text.rfind(b"\n") + 1] or text)
+                sample.write_bytes(_whole_rows(_beginning(largest)[0], config.source))
             staged = stage_file(sample, config.source, schema, out, remedy=None)
         except (DataError, pa.ArrowException, zlib.error):
             return None
@@ -116,6 +116,14 @@ def _beginning(path: Path) -> tuple[bytes, float]:
     member = zlib.decompressobj(31)
     text = member.decompress(raw)
     return text, len(text) / max(1, len(raw) - len(member.unused_data))
+
+
+def _whole_rows(text: bytes, source: SourceConfig) -> bytes:
+    """What of the text are whole rows."""
+    if source.format == "int32":
+        row_bytes = VALUE_BYTES * max(1, len(source.columns))
+        return text[: len(text) // row_bytes * row_bytes]
+    return text[: text.rfind(b"\n") + 1] or text
 
 
 def _text_bytes(path: Path) -> float:
@@ -138,10 +146,10 @@ def _of_sample(staged: Path, schema: Schema, num_rows: int) -> DiskNeed:
         values = pc.list_flatten(table[column]) if feature.bag else table[column]
         num_distinct = pc.count_distinct(values).as_py()
         length = rows.num_ids.get(column, rows.num_rows) / rows.num_rows
-        num_ids = settings.max_rows
-        if settings.encoding == "vocabulary":
+        num_ids = settings.max_rows or _MOST
+        if settings.encoding in ("vocabulary", "reference"):
             # Room for 4 or 32 times the values that the sample shows.
-            num_ids = min(num_ids or _MOST, num_distinct * (4 if num_distinct <= 64 else 32))
+            num_ids = min(num_ids, num_distinct * (4 if num_distinct <= 64 else 32))
         encoded += length * _id_bytes(num_ids) + 4 * feature.bag
         encoded += (4 + 4 * length) * feature.is_weighted
         if settings.encoding == "vocabulary":

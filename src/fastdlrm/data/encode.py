@@ -10,11 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import Encoding
-from fastdlrm.contracts.schema import FIRST_ID, MISSING, DenseFeature, Schema, SparseFeature
-from fastdlrm.data.features import filled_numbers, key_values, missing_values, require_finite
-from fastdlrm.data.keys import write_buckets
+from fastdlrm.contracts.schema import (
+    FIRST_ID,
+    MISSING,
+    OUT_OF_VOCABULARY,
+    DenseFeature,
+    Schema,
+    SparseFeature,
+    Table,
+)
+from fastdlrm.data.features import (
+    buffer_view,
+    filled_numbers,
+    key_values,
+    missing_values,
+    reference_keys,
+    require_finite,
+)
+from fastdlrm.data.keys import Keys, write_buckets
 from fastdlrm.data.keytable import KeyTable
 from fastdlrm.data.staged import LABEL, dense_column, sparse_column, weight_column
 from fastdlrm.data.vocabulary import read_keys
@@ -42,6 +58,19 @@ def encoded_schema(schema: Schema, encoding: Encoding, labelled: bool = True) ->
                 "`{feature}.weights` are taken: rename the feature in data.sparse.name"
             )
     return pa.schema(fields)
+
+
+def transformed(
+    feature: DenseFeature, numbers: NDArray[np.float64], encoding: Encoding
+) -> NDArray[np.float32]:
+    """A dense feature's numbers as the model sees them; infinite where beyond float32."""
+    if feature.transform == "log1p":
+        numbers = np.log1p(np.maximum(numbers, 0.0))
+    elif feature.transform == "standardize":
+        statistics = encoding.dense[feature.name]
+        numbers = (numbers - statistics.mean) / statistics.std
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
 
 
 def require_fit(encoding: Encoding, memory_bytes: int) -> int:
@@ -74,7 +103,7 @@ class Encoder:
         Args:
             schema: Features and tables.
             encoding: What was fitted.
-            tables: By name, those of encoding "vocabulary".
+            tables: By name, those with a vocabulary.
         """
         self._schema = schema
         self._encoding = encoding
@@ -113,7 +142,8 @@ class Encoder:
             As many rows, in the same order.
 
         Raises:
-            DataError: A dense value is infinite or beyond float32.
+            DataError: A dense value is infinite or beyond float32, or an id has no row under
+                encoding "reference" or "identity".
         """
         labelled = LABEL in rows.schema.names
         columns = [rows.column(LABEL)] if labelled else []
@@ -127,20 +157,55 @@ class Encoder:
 
     def _dense(self, feature: DenseFeature, values: pa.Array) -> pa.Array:
         numbers = filled_numbers(feature, values)
-        if feature.transform == "log1p":
-            numbers = np.log1p(np.maximum(numbers, 0.0))
-        elif feature.transform == "standardize":
-            statistics = self._encoding.dense[feature.name]
-            numbers = (numbers - statistics.mean) / statistics.std
-        with np.errstate(over="ignore"):
-            encoded = numbers.astype(np.float32)
+        encoded = transformed(feature, numbers, self._encoding)
         require_finite(feature, encoded)
         return pa.array(encoded)
 
     def _ids(self, feature: SparseFeature, values: pa.Array) -> pa.Array:
+        id_type = _id_type(feature.table, self._encoding)
+        table = self._schema.table_of(feature)
+        if table.encoding == "reference":
+            return pa.array(self._reference_ids(feature, table, values)).cast(id_type)
+        if table.encoding == "identity":
+            return pa.array(self._identity_ids(feature, values)).cast(id_type)
+        return self._keyed_ids(feature, values, id_type)
+
+    def _reference_ids(self, feature: SparseFeature, table: Table, values: pa.Array) -> Keys:
+        keys = reference_keys(values, table.max_rows)
+        rows = np.empty(len(keys), dtype=np.uint64)
+        self._tables[feature.table].write_ids(keys, rows)
+        unknown = np.flatnonzero(rows == OUT_OF_VOCABULARY)
+        if len(unknown):
+            raise DataError(
+                f"sparse feature {feature.name!r}: no row for {len(unknown)} of {len(keys)} "
+                f"values, the first {int(keys[unknown[0]]):x}; encoding 'reference' has rows for "
+                "what was prepared alone: prepare with these rows, or with encoding 'vocabulary'"
+            )
+        return rows - np.uint64(FIRST_ID)
+
+    def _identity_ids(self, feature: SparseFeature, values: pa.Array) -> Keys:
+        rows = buffer_view(values, np.int64)
+        num_embeddings = self._encoding.tables[feature.table].num_embeddings
+        bad = (rows < 0) | (rows >= num_embeddings)
+        missing = missing_values(values)
+        if missing is not None:
+            bad |= missing
+        if bad.any():
+            found = values[int(np.flatnonzero(bad)[0])].as_py()
+            raise DataError(
+                f"sparse feature {feature.name!r}: no row for {int(bad.sum())} of {len(rows)} "
+                f"values, the first {'a missing one' if found is None else found}; encoding "
+                f"'identity' takes 0 to {num_embeddings - 1}: correct them, raise max_rows, or use "
+                "encoding 'vocabulary'"
+            )
+        return rows.astype(np.uint64)
+
+    def _keyed_ids(
+        self, feature: SparseFeature, values: pa.Array, id_type: pa.DataType
+    ) -> pa.Array:
         keys = key_values(feature, values, self._encoding.quantiles.get(feature.name, ()))
         table = self._encoding.tables[feature.table]
-        ids = np.empty(len(keys), dtype=_id_type(feature.table, self._encoding).to_pandas_dtype())
+        ids = np.empty(len(keys), dtype=id_type.to_pandas_dtype())
         if table.vocabulary:
             self._tables[feature.table].write_ids(keys, ids)
         else:

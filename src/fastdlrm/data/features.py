@@ -39,6 +39,23 @@ def key_values(feature: SparseFeature, values: pa.Array, edges: Sequence[float])
     return buffer_view(values, np.uint64)
 
 
+def reference_keys(values: pa.Array, max_rows: int) -> Keys:
+    """The keys that encoding "reference" numbers: a missing value is 0, and all are taken modulo.
+
+    Args:
+        values: Staged values of a feature of key "hex".
+        max_rows: The modulus; 0 for none.
+
+    Returns:
+        Shape (len(values),).
+    """
+    keys = buffer_view(values, np.uint64)
+    missing = missing_values(values)
+    if missing is not None:
+        keys = np.where(missing, np.uint64(0), keys)
+    return keys % np.uint64(max_rows) if max_rows else keys
+
+
 def hashed_texts(texts: pa.Array) -> Keys:
     """The key of each text of a string array, shape (len(texts),)."""
     _, offsets, data = texts.buffers()

@@ -1,14 +1,16 @@
 """What `prepare` learns from the train rows besides the vocabularies: statistics, bucket edges.
 
 Invariant: the result depends on the train rows, their order and the schema alone, not on how the
-rows are cut into files, row groups and blocks.
+rows are cut into files, row groups and blocks. `largest_value` alone looks at all rows.
 """
 
 import math
+from collections.abc import Sequence
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import njit
 from numpy.typing import NDArray
 
@@ -88,6 +90,17 @@ def fit_edges(
     values = map(present_values, train)
     found = select_values(connection, pa.float64(), values, query).read_all()
     return tuple(found.column(0).to_pylist())
+
+
+def largest_value(rows: StagedRows, features: Sequence[SparseFeature]) -> int:
+    """The largest whole number that features of key "int" hold in all rows; at least 0."""
+    columns = [sparse_column(feature.name) for feature in features]
+    largest = 0
+    for block in rows.blocks(columns):
+        for column in columns:
+            values = present_values(block.rows.column(column))
+            largest = max(largest, pc.max(values).as_py() or 0)
+    return largest
 
 
 @njit(cache=True, nogil=True)

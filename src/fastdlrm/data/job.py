@@ -1,4 +1,4 @@
-"""The steps of `prepare`: stage, split, fit, count, merge, encode, write.
+"""The steps of `prepare`: stage, split, fit, count, merge, number, encode, write.
 
 Each is run when a later one asks for what it found. The keys of its tasks hold all that their
 outcome depends on, and neither memory nor the number of workers. Files that no task needs any more
@@ -33,6 +33,7 @@ from fastdlrm.data.tasks import (
     FitFeature,
     FoundSplits,
     MergeTable,
+    NumberTable,
     OnceLoaded,
     StagedInput,
     StagedSpans,
@@ -199,14 +200,17 @@ class Job:
     def _edges(self) -> dict[str, tuple[float, ...]]:
         return {name: it for name, it in self._fitted.items() if isinstance(it, tuple)}
 
-    @cached_property
-    def _tables(self) -> list[tuple[Table, tuple[SparseFeature, ...]]]:
-        """Tables with a vocabulary, and their features."""
+    def _tables_of(self, *encodings: str) -> list[tuple[Table, tuple[SparseFeature, ...]]]:
+        """Tables of these encodings, and their features."""
         return [
             (table, tuple(f for f in self.schema.sparse if f.table == table.name))
             for table in self.schema.tables
-            if table.encoding == "vocabulary"
+            if table.encoding in encodings
         ]
+
+    @cached_property
+    def _tables(self) -> list[tuple[Table, tuple[SparseFeature, ...]]]:
+        return self._tables_of("vocabulary")
 
     @cached_property
     def _count_key(self) -> str:
@@ -270,13 +274,33 @@ class Job:
         return merged
 
     @cached_property
+    def numbered(self) -> list[Done[TableEncoding]]:
+        """The tables whose rows all rows decide; their files lie in the dataset to be."""
+        tables = self._tables_of("reference", "identity")
+        num_at_once, memory_bytes = self.budget.split(LEAST_TASK_BYTES)
+        step = Step(
+            name="number",
+            result=TableEncoding,
+            keys=[digest(self._split_key, table, features) for table, features in tables],
+            sizes=[sum(self._span_bytes) // 40 + 1 for _ in tables],
+            function=NumberTable(
+                staged=self._spans, tables=tuple(tables), memory_bytes=memory_bytes
+            ),
+            num_per_process=num_at_once,
+            needs=self._stage_files,
+        )
+        return self.runner.run(step)
+
+    @cached_property
     def encoding(self) -> Encoding:
         """Everything fitted."""
         tables = {
             table.name: TableEncoding(num_embeddings=table.max_rows, vocabulary="", coverage=1.0)
             for table in self.schema.tables
         }
-        for (table, _), done in zip(self._tables, self.merged, strict=True):
+        made = [*zip(self._tables, self.merged, strict=True)]
+        made += zip(self._tables_of("reference", "identity"), self.numbered, strict=True)
+        for (table, _), done in made:
             tables[table.name] = done.result
         dense = {n: _usable(n, it) for n, it in self._fitted.items() if not isinstance(it, tuple)}
         return Encoding(

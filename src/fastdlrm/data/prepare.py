@@ -92,7 +92,8 @@ def _make(job: Job) -> DatasetManifest:
     """Run all steps; leaves the dataset's files in the work folder, its manifest aside."""
     shutil.rmtree(job.work / SPILL, ignore_errors=True)
     (job.work / DATASET).mkdir(exist_ok=True)
-    made = [done.files for done in job.merged] + [done.files for done in job.written()]
+    tables = [done.files for done in (*job.merged, *job.numbered)]
+    made = tables + [done.files for done in job.written()]
     return DatasetManifest(
         kind="dataset",
         version=VERSIONS["dataset"],

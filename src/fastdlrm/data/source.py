@@ -21,6 +21,7 @@ from fastdlrm.contracts.manifest import InputFile
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.convert import Converter
+from fastdlrm.data.int32 import Int32Reader
 from fastdlrm.data.parquet import ParquetReader
 from fastdlrm.data.staged import LABEL
 from fastdlrm.data.text import TextReader, require_all
@@ -41,7 +42,7 @@ class BadRow:
 
     Attributes:
         file: Name of the file, without its folder.
-        line: Line on which the row begins; in a Parquet file, the row; from 1.
+        line: Line on which the row begins; in a file that is no text, the row; from 1.
         reason: What is wrong, naming the column.
     """
 
@@ -58,13 +59,11 @@ class StagedFile:
         path: The Parquet file.
         input: The raw file.
         bad_rows: The first MAX_REPORTED rows left out; `input.num_bad_rows` counts all.
-        num_positives: Rows of label 1; 0 without labels.
     """
 
     path: Path
     input: InputFile
     bad_rows: list[BadRow]
-    num_positives: int
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[Path]:
@@ -152,13 +151,15 @@ def stage_file(
     converter = Converter(
         path.name, schema, source.missing, labelled=labelled, time_column=time_column
     )
-    reader: TextReader | ParquetReader
+    reader: TextReader | ParquetReader | Int32Reader
     if source.format == "parquet":
         reader = ParquetReader(path, converter.columns)
+    elif source.format == "int32":
+        reader = Int32Reader(path, source, converter.columns)
     else:
         may_lack = "" if labelled else schema.label.column
         reader = TextReader(path, source, converter.columns, may_lack)
-    unit = "row" if source.format == "parquet" else "line"
+    unit = "line" if source.format == "csv" else "row"
     bad_rows = _BadRows(path.name, unit, remedy)
     num_found, num_bytes = 0, 0
     with _open_staged(out) as staged:
@@ -180,9 +181,9 @@ def stage_file(
             size_bytes=reader.size_bytes,
             num_rows=staged.num_rows,
             num_bad_rows=bad_rows.num_rows,
+            num_positives=staged.num_positives if labelled else None,
         ),
         bad_rows=bad_rows.first,
-        num_positives=staged.num_positives,
     )
 
 

@@ -7,6 +7,7 @@ on the time or on a random draw, so that any block of rows can be split on its o
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -182,8 +183,9 @@ def _resolve(
     if holdout.by == "none":
         return _NOTHING
     rest = _rest_by_chunk(rows, taken)
-    if holdout.by == "file":
-        return _Cut(first_row=_first_row_of_files(name, holdout, rows, rest))
+    if holdout.by in ("file", "range"):
+        num_wanted = _rows_of_last(name, holdout, rows, taken)
+        return _Cut(first_row=_last_rest_row(rows, taken, rest, num_wanted))
     num_wanted = round(holdout.amount * rows.num_rows)
     if num_wanted == 0:
         raise _empty(name, holdout, f"takes none of {rows.num_rows} rows")
@@ -223,19 +225,41 @@ def _columns(taken: Splits) -> Sequence[str]:
     return taken.columns or (LABEL,)
 
 
-def _first_row_of_files(
-    name: str, holdout: Holdout, rows: StagedRows, rest: NDArray[np.int64]
-) -> int:
-    """Number of the first row of the last files that still hold rows."""
-    starts = np.array([chunk.start for chunk in rows.chunks])
-    files = np.searchsorted(rows.file_starts, starts, side="right") - 1
-    left = np.unique(files[rest > 0])
+def _rows_of_last(name: str, holdout: Holdout, rows: StagedRows, taken: Splits) -> int:
+    """Rows to take from the end: those of the last files or ranges that still hold rows."""
+    starts = rows.file_starts
+    if holdout.by == "range":
+        starts = _range_starts(rows.num_rows, holdout.num_ranges)
+    rest = _rest_between(rows, taken, starts)
+    left = rest[rest > 0]
     amount = int(holdout.amount)
     if amount >= len(left):
         raise _empty(
-            name, holdout, f"takes {amount} of {len(left)} files and leaves none for train"
+            name, holdout, f"takes {amount} of {len(left)} {holdout.by}s and leaves none for train"
         )
-    return rows.file_starts[left[-amount]]
+    if amount:
+        return int(left[-amount:].sum())
+    num_wanted = int(holdout.amount * int(left[-1]))
+    if num_wanted == 0:
+        raise _empty(name, holdout, f"takes none of the {left[-1]} rows of the last {holdout.by}")
+    return num_wanted
+
+
+def _range_starts(num_rows: int, num_ranges: int) -> list[int]:
+    """Number of each range's first row, and of all rows; the first ranges get the remainder."""
+    length, num_longer = divmod(num_rows, num_ranges)
+    return [i * length + min(i, num_longer) for i in range(num_ranges + 1)]
+
+
+def _rest_between(rows: StagedRows, taken: Splits, starts: Sequence[int]) -> NDArray[np.int64]:
+    """Rows that no cut has taken, from each start to the next."""
+    if taken.test is _NOTHING:
+        return np.array([stop - start for start, stop in pairwise(starts)], dtype=np.int64)
+    rest = np.zeros(len(starts) - 1, dtype=np.int64)
+    for block in rows.blocks(_columns(taken)):
+        left = block.start + np.flatnonzero(taken.assign(block) == TRAIN)
+        rest += np.histogram(left, bins=starts)[0] if len(left) else 0
+    return rest
 
 
 def _last_rest_row(

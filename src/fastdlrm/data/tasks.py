@@ -25,7 +25,8 @@ from fastdlrm.contracts.schema import DenseFeature, Schema, SparseFeature, Table
 from fastdlrm.data.config import SourceConfig, SplitConfig
 from fastdlrm.data.counts import TrainSpan, write_run
 from fastdlrm.data.encode import Encoder, encoded_schema
-from fastdlrm.data.fit import fit_edges, fit_statistics, require_values
+from fastdlrm.data.first_seen import first_seen_vocabulary
+from fastdlrm.data.fit import fit_edges, fit_statistics, largest_value, require_values
 from fastdlrm.data.shuffle import PartPlan, SpoolWriter, load_part
 from fastdlrm.data.source import BadRow, stage_file
 from fastdlrm.data.split import SplitCounts, Splits, count_splits, resolve_splits
@@ -283,6 +284,29 @@ class MergeTable:
             )
         folder, edges = work / DATASET, self.edges.get(features[0].name, ())
         found: TableEncoding = write_vocabulary(folder, table, vocabulary, features[0].key, edges)
+        name = f"{DATASET}/{found.vocabulary}"
+        return Outcome(found, {name: seal(work / name)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberTable:
+    """Sizes table `number`, of encoding "reference" or "identity", by all rows."""
+
+    staged: StagedSpans
+    tables: tuple[tuple[Table, tuple[SparseFeature, ...]], ...]
+    memory_bytes: int
+
+    def __call__(self, number: int, report: Report) -> Outcome:
+        """Number a table's values."""
+        table, features = self.tables[number]
+        rows, work = self.staged.rows, self.staged.work
+        if table.encoding == "identity":
+            num_rows = table.max_rows or largest_value(rows, features) + 1
+            return Outcome(
+                TableEncoding(num_embeddings=num_rows, vocabulary="", coverage=1.0, first_id=0), {}
+            )
+        vocabulary = first_seen_vocabulary(table, features[0], rows, self.memory_bytes)
+        found = write_vocabulary(work / DATASET, table, vocabulary, features[0].key, ())
         name = f"{DATASET}/{found.vocabulary}"
         return Outcome(found, {name: seal(work / name)})
 

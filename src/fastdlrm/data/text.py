@@ -41,7 +41,7 @@ class RawBatch:
     """Consecutive rows of a raw file.
 
     Attributes:
-        lines: Line, or in Parquet row, of each row, from 1.
+        lines: Line of each row, in a file that is no text its number, from 1.
         columns: Raw columns by name.
         bad: Line and reason of the malformed rows among them, which are not in `columns`.
     """

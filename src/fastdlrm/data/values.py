@@ -155,7 +155,7 @@ PARSERS: dict[str, Callable[[pa.Array], Typed]] = {
     "string": texts,
     "quantile": numbers,
 }
-"""By the key of a sparse feature."""
+"""By the key of a sparse feature; `fastdlrm.data.calendar` has those of times."""
 
 
 def shown(value: object) -> str:

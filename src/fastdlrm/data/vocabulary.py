@@ -1,7 +1,6 @@
 """Vocabularies: the values of a table's features that are frequent enough in train.
 
-On disk as `fastdlrm.contracts.encoding` says: most frequent first, ties by key. All features of a
-table are counted together.
+On disk as `fastdlrm.contracts.encoding` says. All features of a table are counted together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import TableEncoding
-from fastdlrm.contracts.schema import FIRST_ID, Key, Schema, Table
+from fastdlrm.contracts.schema import CALENDAR_KEYS, FIRST_ID, Key, Schema, Table
 from fastdlrm.data.counts import TEXT_RUN, read_run, read_texts
 from fastdlrm.data.features import hashed_texts
 from fastdlrm.data.keys import Keys
@@ -36,9 +35,9 @@ class Vocabulary:
 
     Attributes:
         keys: Shape (n,).
-        counts: Occurrences in train, shape (n,).
+        counts: Occurrences in train (encoding "reference": in all rows), shape (n,).
         texts: The values of key "string"; None for the other keys, whose keys say it all.
-        num_counted: Occurrences of all values in train, those left out included.
+        num_counted: Occurrences of all values, those left out included.
     """
 
     keys: Keys
@@ -51,7 +50,8 @@ def check_tables(schema: Schema) -> None:
     """Refuse features that cannot share a table.
 
     Raises:
-        ConfigError: Their keys differ, or they are bucketised, each by edges of its own.
+        ConfigError: Their keys differ, they are bucketised, each by edges of its own, or the
+            table's encoding is not for them.
     """
     for table in schema.tables:
         features = [f for f in schema.sparse if f.table == table.name]
@@ -65,6 +65,20 @@ def check_tables(schema: Schema) -> None:
             raise ConfigError(
                 f"table {table.name!r}: {len(features)} features of key 'quantile' share it, but "
                 "their buckets differ; give each a table of its own"
+            )
+        if table.encoding == "reference" and (keys != ["hex"] or len(features) > 1):
+            raise ConfigError(
+                f"table {table.name!r}: encoding 'reference' with keys {keys} of {len(features)} "
+                "features; it is for one feature of key 'hex'"
+            )
+        if table.encoding == "reference" and features[0].bag:
+            raise ConfigError(
+                f"table {table.name!r}: encoding 'reference' is not for bags; set bag = false, or "
+                "use encoding 'vocabulary'"
+            )
+        if table.encoding == "identity" and keys != ["int"]:
+            raise ConfigError(
+                f"table {table.name!r}: encoding 'identity' with keys {keys}; it is for key 'int'"
             )
 
 
@@ -113,6 +127,7 @@ def write_vocabulary(
         key: Of the table's features.
         edges: Inner bucket edges, for key "quantile".
     """
+    first_id = 0 if table.encoding == "reference" else FIRST_ID
     path = folder / vocabulary_path(table.name)
     path.parent.mkdir(exist_ok=True)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, _FIELDS) as writer:
@@ -124,9 +139,10 @@ def write_vocabulary(
             batch = pa.record_batch([keys, texts, vocabulary.counts[window]], schema=_FIELDS)
             writer.write_batch(batch)
     return TableEncoding(
-        num_embeddings=FIRST_ID + len(vocabulary.keys),
+        num_embeddings=first_id + len(vocabulary.keys),
         vocabulary=vocabulary_path(table.name),
         coverage=int(vocabulary.counts.sum()) / max(1, vocabulary.num_counted),
+        first_id=first_id,
     )
 
 
@@ -136,20 +152,34 @@ def read_keys(folder: Path, encoding: TableEncoding) -> Keys:
     Raises:
         DataError: The file is missing, damaged, or not as long as the table.
     """
+    return _read(folder, encoding, "key").to_numpy().copy()
+
+
+def read_values(folder: Path, encoding: TableEncoding, places: NDArray[np.int64]) -> list[str]:
+    """The raw values at some places of a vocabulary; ids begin at the table's first_id.
+
+    Raises:
+        DataError: As `read_keys`.
+    """
+    values = _read(folder, encoding, "value")
+    return [values[place].as_py() for place in places.tolist()]
+
+
+def _read(folder: Path, encoding: TableEncoding, column: str) -> pa.ChunkedArray:
+    """A column of a vocabulary, memory-mapped."""
     path = folder / encoding.vocabulary
-    options = pa.ipc.IpcReadOptions(included_fields=[0])
+    options = pa.ipc.IpcReadOptions(included_fields=[_FIELDS.get_field_index(column)])
     try:
-        with pa.memory_map(str(path)) as source:
-            keys = pa.ipc.open_file(source, options=options).read_all().column(0).to_numpy()
-            keys = keys.copy()
+        source = pa.memory_map(str(path))
+        values = pa.ipc.open_file(source, options=options).read_all().column(0)
     except (OSError, pa.ArrowInvalid) as problem:
         raise DataError(f"{path}: no vocabulary: {problem}; make {folder} again") from problem
-    if len(keys) != encoding.num_embeddings - FIRST_ID:
+    expected = encoding.num_embeddings - encoding.first_id
+    if len(values) != expected:
         raise DataError(
-            f"{path}: {len(keys)} values, the manifest says {encoding.num_embeddings - FIRST_ID}; "
-            f"make {folder} again"
+            f"{path}: {len(values)} values, the manifest says {expected}; make {folder} again"
         )
-    return keys
+    return values
 
 
 class _Candidates:
@@ -263,7 +293,7 @@ def _require_distinct(table: Table, keys: Keys, texts: pa.Array) -> None:
 
 def _texts(keys: Keys, key: Key, edges: Sequence[float]) -> pa.Array:
     """The values that keys stand for, readable."""
-    if key == "int":
+    if key == "int" or key in CALENDAR_KEYS:
         return pa.array(keys.view(np.int64)).cast(pa.string())
     if key == "quantile":
         bounds = [-np.inf, *edges, np.inf]

@@ -131,6 +131,25 @@ def named_topology(name: str) -> Topology:
     return msgspec.structs.replace(_CARDS[match[1]], name=name, num_ranks=int(match[2]))
 
 
+def card_topology(card: str, num_ranks: int, ranks_per_node: int) -> Topology | None:
+    """A machine of a card whose rates are known; None for another one.
+
+    Args:
+        card: Its name, as the driver tells it.
+        num_ranks: In all.
+        ranks_per_node: Of them on one node.
+    """
+    for name, topology in _CARDS.items():
+        if name.upper() in card.upper():
+            return msgspec.structs.replace(
+                topology,
+                name=f"{name}x{num_ranks}",
+                num_ranks=num_ranks,
+                ranks_per_node=ranks_per_node,
+            )
+    return None
+
+
 def free_host_bytes() -> int | None:
     """What the system says is available; None where it does not say."""
     meminfo = Path("/proc/meminfo")

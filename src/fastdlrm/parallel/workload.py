@@ -49,9 +49,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     global_batch_size: int
     """G."""
     precision: str = "fp32"
-    """fp32, tf32 or bf16: of the products, and of vectors and gradients on their way."""
+    """fp32, tf32 or bf16: of the products."""
     table_dtype: str = "fp32"
     """fp32, bf16 or fp16."""
+    exchange_dtype: str = "auto"
+    """Of vectors and gradients on their way between ranks: auto (bf16 under precision bf16, else
+    fp32), fp32 or bf16."""
     dense_optimizer: str = "sgd"
     """sgd, adagrad, adam or adamw."""
     sparse_optimizer: str = "sgd"
@@ -60,7 +63,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def exchange_bytes(self) -> int:
         """Of a number of a pooled vector or its gradient between ranks."""
-        return 2 if self.precision == "bf16" else 4
+        is_bf16 = self.exchange_dtype == "auto" and self.precision == "bf16"
+        return 2 if is_bf16 or self.exchange_dtype == "bf16" else 4
 
 
 class Traffic:

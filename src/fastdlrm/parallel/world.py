@@ -195,7 +195,7 @@ class World:
                 outcome[1] = problem
         dist.broadcast_object_list(outcome, src=0, group=self._control)
         if outcome[1] is not None:
-            raise self._of_rank(0, outcome[1])
+            raise self.of_rank(0, outcome[1])
         result: T = outcome[0]
         return result
 
@@ -209,7 +209,7 @@ class World:
             problem = raised
         for rank, found in enumerate(self.gather(problem)):
             if found is not None:
-                raise self._of_rank(rank, found)
+                raise self.of_rank(rank, found)
         return results[0]
 
     def any(self, is_so: bool) -> bool:
@@ -220,7 +220,7 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return bool(found)
 
-    def _of_rank(self, rank: int, problem: FastDLRMError) -> FastDLRMError:
+    def of_rank(self, rank: int, problem: FastDLRMError) -> FastDLRMError:
         """An error to raise; one of another rank, which tells it itself, is marked."""
         if rank != self.rank:
             problem.add_note(OF_ANOTHER_RANK)

@@ -12,7 +12,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastdlrm.checkpoint import store
 from fastdlrm.kernels.dense_update import DenseRule, dense_update_
 from fastdlrm.kernels.mlp import Layer
 from fastdlrm.kernels.step_scalars import StepScalars
@@ -148,14 +147,6 @@ class DenseOptimizer:
             for parameter in self._parameters
         }
         return {**named, "num_steps": self._num_steps}
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy what `state_tensors` gave.
-
-        Raises:
-            CheckpointError: Names or shapes are another optimizer's or model's.
-        """
-        store.copy_into(self.state_tensors(), tensors, "dense optimizer")
 
     def _padded(self, name: str, flat: Tensor) -> Tensor:
         start, shape = self._places[name]

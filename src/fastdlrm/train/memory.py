@@ -76,13 +76,19 @@ def memory_plan(
     return items
 
 
-def require_memory(items: Sequence[MemoryItem], device: torch.device) -> None:
+def require_memory(items: Sequence[MemoryItem], device: torch.device, num_sharers: int = 1) -> None:
     """Check that a plan fits what is free.
+
+    Args:
+        items: Of this process.
+        device: Where it computes.
+        num_sharers: Processes like it that share the host's memory.
 
     Raises:
         ConfigError: It does not; the message has the numbers and what to change.
     """
-    free = {"host": free_host_bytes(), "GPU": None}
+    on_host = free_host_bytes()
+    free = {"host": None if on_host is None else on_host // num_sharers, "GPU": None}
     if device.type == "cuda":
         free["GPU"] = torch.cuda.mem_get_info(device)[0]
     for place, available in free.items():

@@ -6,14 +6,13 @@ the gradient of the whole batch.
 Shapes: B batch, F sparse features, D embedding dim, R rows of all tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.checkpoint import store
 from fastdlrm.kernels.row_gradient import RowGradient, RowOrder, row_gradient, row_order
 from fastdlrm.kernels.row_update import UpdateRule, apply_rule_, update_rows_
 from fastdlrm.kernels.step_scalars import StepScalars
@@ -200,14 +199,6 @@ class SparseOptimizer:
             for table in self._tables.num_embeddings
         }
         return {**named, "num_steps": self._num_steps}
-
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy what `state_tensors` gave.
-
-        Raises:
-            CheckpointError: Names or shapes are another optimizer's or model's.
-        """
-        store.copy_into(self.state_tensors(), tensors, "sparse optimizer")
 
     def _accumulated(self) -> tuple[Tensor, RowOrder]:
         """All micro-batches as one batch: gradient of each bag, and the order of its ids."""

@@ -20,7 +20,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues
-from fastdlrm.parallel.plan import ShardingPlan
+from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.config import Metric
@@ -31,7 +31,7 @@ from fastdlrm.train.memory import describe, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
-from fastdlrm.train.sharding import sharded_tables
+from fastdlrm.train.sharding import Sharding, rank_memory, sharded_tables
 from fastdlrm.train.step import TrainStep
 from fastdlrm.train.stop import StopRequest
 
@@ -110,7 +110,7 @@ class Trainer:
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
         world: This rank and the others; None: there are none.
-        plan: Where the tables lie; None where there is one rank.
+        sharding: Where the tables lie; None where all of them lie in this process.
     """
 
     def __init__(
@@ -121,9 +121,10 @@ class Trainer:
         on_message: Callable[[str], None] = lambda message: None,
         *,
         world: World | None = None,
-        plan: ShardingPlan | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.run = run
+        self._sharding = sharding
         self._world = world or ALONE
         if not self._world.is_first:
             on_progress, on_message = (lambda progress: None), (lambda message: None)
@@ -144,14 +145,16 @@ class Trainer:
             world_size=self._world.size,
             pin=self._device.type == "cuda",
         )
-        self._world.on_each(lambda: self._require_memory(plan))
+        self._world.on_each(self._require_memory)
         if line := self._world.on_first(self._settle):
             on_message(line)
         if not self._world.is_first:
             self._settle()  # as the first rank chose
         # Each rank drops its own activations.
         torch.manual_seed(run.recipe.seed + self._world.rank)
-        tables = None if plan is None else sharded_tables(run, plan, self._world, self._device)
+        tables = None
+        if sharding is not None:
+            tables = sharded_tables(run, sharding.plan, self._world, self._device)
         model = run.build_model(self._device, tables).train()
         self._step = TrainStep(model, self._config, self._world)
         if self._device.type == "cuda":
@@ -166,15 +169,16 @@ class Trainer:
         self._restore()
         self._records = Records(run.folder, self._state.step) if self._world.is_first else None
 
-    def _require_memory(self, plan: ShardingPlan | None) -> None:
+    def _require_memory(self) -> None:
         """Say what this rank will hold, and refuse what does not fit."""
-        run = self.run
-        if plan is None:
-            items = memory_plan(
-                run.recipe, run.manifest.schema, run.manifest.encoding, self._device
-            )
-            self._on_message(describe(items))
-            require_memory(items, self._device)
+        run, world = self.run, self._world
+        if self._sharding is None:
+            manifest = run.manifest
+            items = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
+        else:
+            items = rank_memory(self._sharding.prediction, world.rank, self._device)
+        self._on_message(describe(items))
+        require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:
         return settle(self.run.folder, self._device, self._config.precision)
@@ -205,6 +209,7 @@ class Trainer:
                 self._save()
                 if self._saver is not None:
                     self._saver.wait()
+                self._compare()
             finally:
                 self._step.close()
                 if self._records is not None:
@@ -219,6 +224,16 @@ class Trainer:
             samples_per_s=self._clock.samples_per_s,
             data_wait_share=self._clock.data_wait_share,
         )
+
+    def _compare(self) -> None:
+        """Say how the run compares with what was predicted."""
+        if self._sharding is None or not self._clock.samples_per_s:
+            return
+        most = None
+        if self._device.type == "cuda":
+            most = max(self._world.gather(torch.cuda.max_memory_allocated(self._device)))
+        rate = self._clock.samples_per_s
+        self._on_message(compare(self._sharding.prediction, rate, most))
 
     def _epoch(self, stop: StopRequest) -> bool:
         """Steps until the epoch, the run or the process is to end; whether a signal ended it."""
@@ -365,19 +380,15 @@ class Trainer:
         }
 
     def _loop_tensors(self) -> dict[str, Tensor]:
-        """The loss since the last record, and every rank's random state."""
-        loss = self._window_loss.clone()
-        self._world.all_reduce(loss).wait()
-        states = {"cpu": torch.get_rng_state()}
+        """What each rank has of its own: losses since the last record, and its random state."""
+        own = {"window_loss": self._window_loss.cpu(), "random.cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self._device)
-        of_ranks = self._world.collect(states)
-        random = {
-            _random_name(kind, rank): state
-            for rank, of_rank in enumerate(of_ranks)
-            for kind, state in of_rank.items()
+            own["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        return {
+            _of_rank(name, rank): tensor
+            for rank, of_rank in enumerate(self._world.collect(own))
+            for name, tensor in of_rank.items()
         }
-        return {"window_loss": loss, **random}
 
     def _restore(self) -> None:
         """Continue from the last checkpoint, if there is one; of any number of ranks."""
@@ -389,10 +400,13 @@ class Trainer:
         self._step.dense_optimizer.refresh()
         checkpoint = store.load(folder, ("loop",))
         loop = checkpoint.tensors["loop"]
-        if self._world.is_first:
-            self._window_loss.copy_(loop["window_loss"])
+        losses = [tensor for name, tensor in loop.items() if name.startswith("window_loss")]
+        if len(losses) == self._world.size:
+            self._window_loss.copy_(loop[_of_rank("window_loss", self._world.rank)])
+        elif self._world.is_first:
+            self._window_loss.copy_(torch.stack(losses).sum())
         for kind, restore in RANDOM_STATES.items():
-            name = _random_name(kind, self._world.rank)
+            name = _of_rank(f"random.{kind}", self._world.rank)
             if name in loop and (kind == "cpu" or self._device.type == "cuda"):
                 restore(loop[name])
         try:
@@ -403,9 +417,9 @@ class Trainer:
         self._on_message(f"resumed at step {self._state.step} from {folder}")
 
 
-def _random_name(kind: str, rank: int) -> str:
-    """Of a rank's random state in a checkpoint."""
-    return f"random.{kind}" + (f".{rank}" if rank else "")
+def _of_rank(name: str, rank: int) -> str:
+    """Name in a checkpoint of what a rank has of its own."""
+    return f"{name}.{rank}" if rank else name
 
 
 class _Clock:

@@ -64,7 +64,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
                 table=feature.table,
                 ids_per_sample=len(ids) / sample.num_samples,
                 is_bag=feature.bag,
-                shares=_shares(ids),
+                shares=shares_of(ids),
             )
             for feature, ids in bags
         ),
@@ -75,6 +75,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         global_batch_size=train.global_batch_size,
         precision=train.precision,
         table_dtype=train.table_dtype,
+        exchange_dtype=train.exchange_dtype,
         dense_optimizer=train.dense_optimizer.name,
         sparse_optimizer=train.sparse_optimizer.name,
     )
@@ -96,7 +97,7 @@ def _ids_by_feature(sparse: SparseBatch) -> list[NDArray[np.int64]]:
     return np.split(sparse.ids.numpy().astype(np.int64), starts[1:-1])
 
 
-def _shares(ids: NDArray[np.int64]) -> tuple[float, ...]:
+def shares_of(ids: NDArray[np.int64]) -> tuple[float, ...]:
     """Share of the ids in rows 2^k - 1 .. 2^(k+1) - 2, by k; none of no ids."""
     if not len(ids):
         return ()

@@ -104,16 +104,20 @@ def test_a_gpu_is_shown(diagnosis: Diagnosis) -> None:
     assert "NVIDIA H200, 139.8 GiB, sm 9.0, bf16" in text
 
 
+OPTIONAL = ("triton", "tensorboard", "plotly")
+
+
 def test_says_what_is_missing_and_what_to_do(diagnosis: Diagnosis) -> None:
     host = msgspec.structs.replace(diagnosis.host, gpus=(), no_gpu="no driver; install one")
     absent = Fact(reason="not installed")
-    found = {m.name: m.remedy for m in missing({"triton": absent, "tensorboard": absent}, host)}
+    found = {m.name: m.remedy for m in missing(dict.fromkeys(OPTIONAL, absent), host)}
     assert found["GPU"] == "no driver; install one"
     assert found["tensorboard"] == "pip install 'fastdlrm[tensorboard]'"
+    assert found["plotly"] == "pip install 'fastdlrm[report]'"
     assert "CUDA build of torch" in found["triton"]
     present = Fact(value="1.0")
     host = msgspec.structs.replace(host, gpus=(H200,), no_gpu="")
-    assert missing({"triton": present, "tensorboard": present}, host) == []
+    assert missing(dict.fromkeys(OPTIONAL, present), host) == []
 
 
 def test_works_with_every_gpu_hidden() -> None:

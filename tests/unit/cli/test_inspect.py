@@ -1,13 +1,16 @@
 import csv
 import random
 
+import msgspec
 import pytest
 
 from fastdlrm.cli.inspect import inspect, starter
 from fastdlrm.config import load_config
+from fastdlrm.data.dataset_statistics import DatasetStatistics, dataset_statistics
 from fastdlrm.data.infer import infer
-from fastdlrm.errors import ConfigError
+from fastdlrm.errors import ConfigError, DataError
 from fastdlrm.train.recipe import Recipe
+from tests.every_kind import every_kind
 
 
 @pytest.fixture
@@ -47,3 +50,31 @@ def test_an_existing_config_is_not_overwritten(clicks, tmp_path):
     taken.write_text("")
     with pytest.raises(ConfigError, match=r"taken\.toml: name a \.toml file that does not exist"):
         inspect(clicks, taken)
+
+
+def test_a_dataset_is_shown_as_text_json_and_a_page(tmp_path, capsys):
+    every_kind(tmp_path)
+    folder, page = tmp_path / "data", tmp_path / "page.html"
+    inspect(folder, html=page)
+    shown = capsys.readouterr().out
+    assert shown.startswith("data: 360 rows")
+    assert f"page written to {page}" in shown
+    assert "<title>Dataset data</title>" in page.read_text()
+    inspect(folder, json=True)
+    decoded = msgspec.json.decode(capsys.readouterr().out, type=DatasetStatistics)
+    assert decoded == dataset_statistics(folder)
+
+
+def test_options_of_the_other_kind_are_refused(clicks, tmp_path):
+    for options in ({"out": tmp_path / "new.toml"}, {"sample_rows": 10}):
+        with pytest.raises(
+            ConfigError, match="is a dataset; --out and --sample-rows are for a raw"
+        ):
+            inspect(tmp_path, **options)
+    with pytest.raises(ConfigError, match="is no dataset folder; --html is for a dataset"):
+        inspect(clicks, html=tmp_path / "page.html")
+
+
+def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no manifest\.json; a finished dataset folder has one"):
+        inspect(tmp_path)

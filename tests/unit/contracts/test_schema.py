@@ -96,6 +96,12 @@ def test_there_is_a_feature() -> None:
             "a bag cannot be bucketised; use key string, hex or int",
         ),
         ({"weight_column": "share"}, "weight_column needs bag = true"),
+        ({"key": "hour_of_day"}, "key 'hour_of_day' with time_format '' and bag false; "),
+        ({"key": "int", "time_format": "iso"}, "key 'int' with time_format 'iso'"),
+        (
+            {"key": "day_of_week", "time_format": "seconds", "bag": True},
+            "key 'day_of_week' with time_format 'seconds' and bag true; .* no bag, the other keys",
+        ),
     ],
 )
 def test_a_sparse_feature_that_contradicts_itself(
@@ -111,6 +117,11 @@ def test_a_sparse_feature_that_contradicts_itself(
         ({"min_count": 0}, "min_count 0; 1 or more is allowed"),
         ({"max_rows": -1}, r"max_rows -1; 0 \(no limit\) or 3 and more"),
         ({"max_rows": 2}, r"max_rows 2; 0 \(no limit\) or 3 and more"),
+        (
+            {"encoding": "reference", "min_count": 2},
+            "min_count 2 with encoding 'reference', which keeps every value; set min_count = 1",
+        ),
+        ({"encoding": "identity", "min_count": 3}, "min_count 3 with encoding 'identity'"),
         ({"encoding": "hash"}, "encoding 'hash' needs max_rows, its number of rows"),
     ],
 )

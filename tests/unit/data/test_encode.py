@@ -116,6 +116,61 @@ def test_hash_ids_are_the_definitions(key: str) -> None:
     assert ids.to_pylist() == [1 if k is None else 2 + bucket(k, 998) for k in keys]
 
 
+def numbered(keys: list[int], max_rows: int = 0) -> Encoder:
+    """Encoding "reference" of a feature whose keys came in this order."""
+    fitted = TableEncoding(
+        num_embeddings=len(keys), vocabulary="vocab/a.arrow", coverage=1.0, first_id=0
+    )
+    return Encoder(
+        staging.schema(sparse("a"), table("a", "reference", max_rows=max_rows)),
+        encoding(tables={"a": fitted}),
+        {"a": KeyTable(np.array(keys, np.uint64))},
+    )
+
+
+def test_ids_of_the_reference_by_hand() -> None:
+    """Nothing is reserved: the first value seen is row 0, and a missing one is the value 0."""
+    encoded = numbered([0xFF, 0, 0xA]).encode(batch("s.a", [0xA, None, 0xFF, 0], U64))
+    assert encoded.schema == pa.schema([("a", pa.uint8())])
+    assert encoded.column("a").to_pylist() == [2, 1, 0, 1]
+    # Modulo 10: 0xff = 255 is 5, 0xa is 0 and so is the missing one.
+    encoded = numbered([5, 0], max_rows=10).encode(batch("s.a", [0xA, None, 0xFF, 45], U64))
+    assert encoded.column("a").to_pylist() == [1, 1, 0, 0]
+
+
+def test_a_value_that_the_reference_never_saw_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"sparse feature 'a': no row for 2 of 3 values, the first b; encoding 're"
+    ):
+        numbered([0xA]).encode(batch("s.a", [0xA, 0xB, None], U64))
+
+
+def identical(num_embeddings: int, **settings: object) -> Encoder:
+    fitted = TableEncoding(num_embeddings=num_embeddings, vocabulary="", coverage=1.0, first_id=0)
+    feature = sparse("a", "int", **settings)
+    return Encoder(
+        staging.schema(feature, table("a", "identity")), encoding(tables={"a": fitted}), {}
+    )
+
+
+def test_a_row_encodes_as_itself() -> None:
+    encoded = identical(257).encode(batch("s.a", [256, 0, 7], I64))
+    assert encoded.schema == pa.schema([("a", pa.uint16())])
+    assert encoded.column("a").to_pylist() == [256, 0, 7]
+    encoded = identical(9, bag=True).encode(batch("s.a", [[8, 0], []], pa.list_(I64)))
+    assert encoded.column("a").to_pylist() == [[8, 0], []]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(9, "9"), (-1, "-1"), (2**40, str(2**40)), (None, "a missing one")]
+)
+def test_what_is_no_row_of_the_table_is_refused(value: int | None, shown: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"'a': no row for 1 of 2 values, the first {shown}; .* takes 0 to 8: c"
+    ):
+        identical(9).encode(batch("s.a", [8, value], I64))
+
+
 def bags(values: list[list[object]], kind: pa.DataType) -> pa.Array:
     return pa.array(values, pa.list_(kind))
 

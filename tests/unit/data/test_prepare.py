@@ -116,6 +116,7 @@ def test_by_hand(tmp_path: Path) -> None:
         "validation": SplitInfo(num_rows=1, num_positives=1),
         "test": SplitInfo(num_rows=2, num_positives=1),
     }
+    assert [(f.num_rows, f.num_positives) for f in manifest.inputs] == [(3, 1), (1, 1), (2, 1)]
     steps = ["stage", "split", "fit", "count", "merge", "encode", "write"]
     assert list(dict.fromkeys(step for step, _, _ in seen)) == steps
     for name in steps:

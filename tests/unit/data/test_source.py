@@ -108,7 +108,7 @@ def test_a_random_criteo_log_reads_back_as_python_parses_it(
         else:
             ids = [int(row[column], 16) if row[column] else None for row in log]
             assert rows[f"s.{name}"] == ids
-    assert staged.num_positives == sum(row[0] == "1" for row in log)
+    assert staged.input.num_positives == sum(row[0] == "1" for row in log)
     assert staged.input.num_rows == 3000
     assert list(rows) == pq.read_schema(staged.path).names
     assert len(rows) == 40
@@ -156,7 +156,7 @@ def test_the_real_adult_data(tmp_path: Path) -> None:
     rows = rows_of(staged)
     log = [line.split(", ") for line in raw.decode().split("\n") if line]
     assert len(log) == staged.input.num_rows == 32_561
-    assert staged.num_positives == raw.count(b">50K") == 7_841
+    assert staged.input.num_positives == raw.count(b">50K") == 7_841
     assert rows["d.age"] == [float(row[0]) for row in log]
     assert rows["s.workclass"] == [None if row[1] == "?" else row[1] for row in log]
 
@@ -169,7 +169,7 @@ def test_rows_stay_in_order_across_row_groups(tmp_path: Path) -> None:
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert sizes == [ROW_GROUP_ROWS, ROW_GROUP_ROWS, 7]
     assert file.read(["s.U"]).column(0).to_pylist() == [-i for i in range(num_rows)]
-    assert staged.num_positives == num_rows // 2
+    assert staged.input.num_positives == num_rows // 2
     file.close()
 
 
@@ -200,7 +200,7 @@ def test_without_labels(tmp_path: Path) -> None:
     for content in (b"5\tff\t7\n", b"1\t5\tff\t7\n", b"anything\t5\tff\t7\n"):
         staged = stage(tmp_path / "log", content, labelled=False)
         assert rows_of(staged) == {"d.I1": [5.0], "s.C1": [255], "s.U": [7]}
-        assert staged.num_positives == 0
+        assert staged.input.num_positives is None
     rows = rows_of(stage(tmp_path / "log", b"U,C1,I1\n7,ff,5\n", CSV, labelled=False))
     assert rows == {"d.I1": [5.0], "s.C1": [255], "s.U": [7]}
 

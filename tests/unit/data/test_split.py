@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
@@ -8,14 +9,20 @@ import pytest
 from fastdlrm.contracts.hashing import mix, text_key
 from fastdlrm.contracts.manifest import SplitInfo
 from fastdlrm.data.config import Holdout, SplitConfig
-from fastdlrm.data.split import SplitCounts, count_splits, resolve_splits, time_column
+from fastdlrm.data.split import (
+    SplitCounts,
+    _range_starts,
+    count_splits,
+    resolve_splits,
+    time_column,
+)
 from fastdlrm.data.staged import StagedRows
 from fastdlrm.errors import ConfigError, DataError
 from tests.staging import NONE, staged
 
 
-def cut(by: str, amount: float, column: str = "") -> Holdout:
-    return Holdout(by=by, amount=amount, column=column)  # type: ignore[arg-type]
+def cut(by: str, amount: float, column: str = "", num_ranges: int = 0) -> Holdout:
+    return Holdout(by=by, amount=amount, column=column, num_ranges=num_ranges)  # type: ignore[arg-type]
 
 
 def log(
@@ -56,6 +63,10 @@ def split(
         # The last file that still has rows.
         (cut("file", 1), cut("position", 0.4), "...... .... vv tttttttt"),
         (cut("file", 1), cut("position", 0.2), "...... .... .. vvvvtttt"),
+        # The last half of the last file, then what is left of it.
+        (cut("file", 1), cut("file", 0.5), "...... .... .. vvvvtttt"),
+        (cut("file", 0.9), cut("file", 0.3), "...... .... .. .vvvvvtt"),
+        (cut("file", 2), cut("file", 0.5), "...... .... vv vvvvtttt"),
     ],
 )
 def test_by_file_and_position(
@@ -63,6 +74,44 @@ def test_by_file_and_position(
 ) -> None:
     letters, _ = split(log(tmp_path, 6, 4, 2, 8), validation, test)
     assert letters == expected.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_ranges", "expected"),
+    [
+        # 23 = 7 * 3 + 2: ranges of 4 4 3 3 3 3 3, over the borders of files; the last is halved,
+        # its first half being the longer one.
+        ((6, 4, 2, 11), 7, ".... .... ... ... ... ... vvt"),
+        # 24 = 7 * 3 + 3.
+        ((24,), 7, ".... .... .... ... ... ... vvt"),
+        # 28 = 7 * 4.
+        ((5, 23), 7, ".... .... .... .... .... .... vvtt"),
+        ((5, 4), 2, "..... vvtt"),
+    ],
+)
+def test_by_half_a_range(
+    tmp_path: Path, sizes: tuple[int, ...], num_ranges: int, expected: str
+) -> None:
+    """The reference's days of Kaggle's one file, and the halves of its last day."""
+    rows = log(tmp_path, *sizes)
+    validation, test = (cut("range", a, num_ranges=num_ranges) for a in (1, 0.5))
+    assert split(rows, validation, test)[0] == expected.replace(" ", "")
+
+
+def test_the_reference_s_days_of_kaggle() -> None:
+    """45,840,617 lines: 7 * 6,548,659 + 4, so that the first four days have one line more."""
+    starts = _range_starts(45_840_617, 7)
+    assert [b - a for a, b in pairwise(starts)] == [6_548_660] * 4 + [6_548_659] * 3
+    assert starts[6] == 39_291_958
+
+
+def test_ranges_among_scattered_rows(tmp_path: Path) -> None:
+    rows = log(tmp_path, 60, 40)
+    letters, _ = split(rows, cut("range", 1, num_ranges=5), cut("hash", 0.3))
+    before, last = letters[:80], letters[80:]
+    assert set(before) == {".", "t"}
+    assert set(last) == {"v", "t"}
+    assert len(letters) == 100
 
 
 def test_by_position_among_scattered_rows(tmp_path: Path) -> None:
@@ -134,6 +183,12 @@ def test_counts_by_chunk(tmp_path: Path) -> None:
     [
         (NONE, cut("file", 2), r"split\.test: 2 by 'file' takes 2 of 2 files and leaves none"),
         (cut("file", 1), cut("file", 1), r"split\.validation: 1 by 'file' takes 1 of 1 files"),
+        (
+            NONE,
+            cut("file", 0.2),
+            r"split\.test: 0.2 by 'file' takes none of the 4 rows of th",
+        ),
+        (NONE, cut("range", 5, num_ranges=5), r"split\.test: 5 by 'range' takes 5 of 5 ranges"),
         (NONE, cut("position", 0.01), r"split\.test: 0.01 by 'position' takes none of 10 rows"),
         (cut("hash", 0.04), NONE, r"split\.validation: 0.04 by 'hash' takes none of 10 rows"),
         (

@@ -12,7 +12,7 @@ from fastdlrm.contracts.schema import Schema, Table
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.split import resolve_splits
 from fastdlrm.data.staged import StagedRows
-from fastdlrm.data.vocabulary import check_tables, read_keys, vocabulary_path
+from fastdlrm.data.vocabulary import check_tables, read_keys, read_values, vocabulary_path
 from fastdlrm.errors import ConfigError, DataError
 from tests import staging
 from tests.staging import EVERYTHING_TRAIN, NONE, sparse, staged, table
@@ -68,6 +68,8 @@ def test_by_hand(
     assert encoding.num_embeddings == 2 + len(kept)
     assert encoding.coverage == pytest.approx(coverage)
     assert read_keys(tmp_path, encoding).tolist() == [key for key, _, _ in kept]
+    last_first = np.arange(len(kept))[::-1]
+    assert read_values(tmp_path, encoding, last_first) == [text for _, text, _ in kept[::-1]]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,20 @@ def test_features_that_cannot_share_a_table_are_refused() -> None:
     check_tables(staging.schema(sparse("a", "int", "t"), sparse("b", "int", "t")))
 
 
+def test_features_that_an_encoding_is_not_for_are_refused() -> None:
+    numbered, same = table("t", "reference"), table("t", "identity")
+    with pytest.raises(ConfigError, match=r"'t': encoding 'reference' with keys \['int'\] of 1 "):
+        check_tables(staging.schema(sparse("a", "int", "t"), numbered))
+    with pytest.raises(ConfigError, match=r"'t': .* of 2 features; it is for one feature of key"):
+        check_tables(staging.schema(sparse("a", "hex", "t"), sparse("b", "hex", "t"), numbered))
+    with pytest.raises(ConfigError, match=r"'t': encoding 'reference' is not for bags"):
+        check_tables(staging.schema(sparse("a", "hex", "t", bag=True), numbered))
+    with pytest.raises(ConfigError, match=r"'t': encoding 'identity' with keys \['hex'\]; it is"):
+        check_tables(staging.schema(sparse("a", "hex", "t"), same))
+    check_tables(staging.schema(sparse("a", "hex", "t"), numbered))
+    check_tables(staging.schema(sparse("a", "int", "t"), sparse("b", "int", "t"), same))
+
+
 def test_any_table_name_is_a_file_name(tmp_path: Path) -> None:
     assert vocabulary_path("C1") == "vocab/C1.arrow"
     assert vocabulary_path("native-country") == "vocab/native-country.arrow"
@@ -187,6 +203,25 @@ def test_a_hash_table_needs_no_vocabulary(tmp_path: Path) -> None:
     encoding = fit(tmp_path, rows, staging.schema(sparse("a"), hashed))["a"]
     assert encoding == TableEncoding(num_embeddings=77, vocabulary="", coverage=1.0)
     assert not (tmp_path / "vocab").exists()
+
+
+@pytest.mark.parametrize(("max_rows", "num_embeddings"), [(0, 8), (100, 100)])
+def test_a_table_of_rows_needs_no_vocabulary(
+    tmp_path: Path, max_rows: int, num_embeddings: int
+) -> None:
+    """The largest row, 7, stands in the last file, which is test."""
+    seen = [{"s.a": pa.array([[5, 2], []], pa.list_(I64)), "s.b": pa.array([1, 3], I64)},
+            {"s.a": pa.array([[7]], pa.list_(I64)), "s.b": pa.array([0], I64)}]  # fmt: skip
+    schema = staging.schema(
+        sparse("a", "int", "t", bag=True),
+        sparse("b", "int", "t"),
+        table("t", "identity", max_rows=max_rows),
+    )
+    split = SplitConfig(validation=NONE, test=Holdout(by="file", amount=1))
+    encoding = fit(tmp_path, staged(tmp_path, *seen), schema, split)["t"]
+    assert encoding == TableEncoding(
+        num_embeddings=num_embeddings, vocabulary="", coverage=1.0, first_id=0
+    )
 
 
 def test_a_damaged_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fastdlrm.batch import Batch
-from fastdlrm.checkpoint import store
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.step import TrainStep, why_no_graph
-from tests.training import make_config, make_model, single_ids, state_of, take
+from tests.training import make_config, make_model, restore, single_ids, state_of, take
 
 NUM_STEPS = 20
 TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -184,9 +183,9 @@ def test_a_resumed_run_goes_on_with_the_same_bits(dense: str, sparse: str, preci
         return named
 
     resumed = make_step(config, "bf16")
-    store.copy_into(resumed.model.state_tensors(), group("model."), "model")
-    resumed.sparse_optimizer.load_state_tensors(group("sparse."))
-    resumed.dense_optimizer.load_state_tensors(group("dense."))
+    restore(resumed.model.state_tensors(), group("model."))
+    restore(resumed.sparse_optimizer.state_tensors(), group("sparse."))
+    restore(resumed.dense_optimizer.state_tensors(), group("dense."))
     resumed.dense_optimizer.refresh()
     assert torch.equal(take(resumed, batches[10:], first=10), rest)
     assert_same_bits(resumed, whole)

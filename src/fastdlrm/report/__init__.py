@@ -1,0 +1,1 @@
+"""Results -> pages that a person reads."""
