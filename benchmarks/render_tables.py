@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from results_file import RESULTS, ROOT
+from simulate_scaling import machines, scaling, scaling_check, scaling_ranks
 
 SHAPES_ON_A_CPU = {"criteo-kaggle-1m": "b", "mlperf-100k": "c", "rmc2-small": "d"}
 TRAINED_ON_A_CPU = (
@@ -211,6 +212,7 @@ TABLES = {
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
     ROOT / "README.md": (accuracy, pipeline, train_cuda),
     ROOT / "docs" / "performance.md": (train_cuda, fed, precision, cpu_train, cpu_inference),
+    ROOT / "docs" / "scaling.md": (scaling_check, scaling, scaling_ranks, machines),
 }
 
 

@@ -8,7 +8,9 @@ from typing import Literal
 
 import torch
 
-from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.batch import Batch
+from fastdlrm.data.random import RandomShape, draw_batch
+from fastdlrm.data.synthetic import IdConfig
 from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
@@ -170,37 +172,14 @@ def draw_batches(
         seed: Of the stream.
     """
     generator = torch.Generator(device).manual_seed(seed)
+    ids = IdConfig(
+        distribution="cubic" if shape.is_skewed else "uniform",
+        min_ids=shape.ids_per_bag,
+        max_ids=shape.ids_per_bag,
+    )
+    drawn = RandomShape(num_dense=shape.num_dense, tables=shape.rows, ids=(ids,) * len(shape.rows))
 
-    def uniform(*extents: int) -> torch.Tensor:
-        return torch.rand(extents, generator=generator, device=device)
+    def uniforms(count: int) -> torch.Tensor:
+        return torch.rand(count, generator=generator, device=device)
 
-    def ids(rows: int) -> torch.Tensor:
-        place = uniform(size * shape.ids_per_bag).double()
-        drawn = (place**3 if shape.is_skewed else place) * rows
-        return drawn.int().clamp_(max=rows - 1)
-
-    F = len(shape.rows)
-
-    def batch() -> Batch:
-        if shape.ids_per_bag == 1:
-            made = Batch.allocate(size, shape.num_dense, F, device=device)
-        else:
-            made = Batch(
-                dense=torch.empty(size, shape.num_dense, device=device),
-                sparse=SparseBatch(
-                    ids=torch.empty(F * size * shape.ids_per_bag, dtype=torch.int32, device=device),
-                    lengths=torch.full(
-                        (F * size,), shape.ids_per_bag, dtype=torch.int32, device=device
-                    ),
-                    weights=None,
-                    num_features=F,
-                ),
-                labels=torch.empty(size, device=device),
-            )
-        made.dense.copy_(uniform(size, shape.num_dense))
-        for feature, rows in zip(made.sparse.ids.view(F, -1), shape.rows, strict=True):
-            feature.copy_(ids(rows))
-        made.labels.copy_(uniform(size) < 0.25)
-        return made
-
-    return [batch() for _ in range(count)]
+    return [draw_batch(drawn, size, uniforms) for _ in range(count)]

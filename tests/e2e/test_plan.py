@@ -1,8 +1,6 @@
 """`fastdlrm plan` as a user runs it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +33,9 @@ def test_a_table_a_rank_and_a_file(folder: Path) -> None:
 
 
 def test_json_is_all_of_it(folder: Path) -> None:
-    found = json.loads(fastdlrm(*arguments(folder, "--topology", "h200x2", "--json")))
+    """And the machine need not be here."""
+    more = ("--topology", "h200x2", "--set", "train.device='cuda'", "--json")
+    found = json.loads(fastdlrm(*arguments(folder, *more)))
     assert len(found["prediction"]["ranks"]) == found["plan"]["world_size"] == 2
     assert found["least_ranks"] == 1
     assert found["topology"]["name"] == "h200x2"
@@ -43,11 +43,6 @@ def test_json_is_all_of_it(folder: Path) -> None:
 
 def test_this_machine_is_measured(folder: Path) -> None:
     assert "predicted on measured" in fastdlrm(*arguments(folder))
-
-
-def test_one_process_cannot_measure_two_ranks(folder: Path) -> None:
-    text = fastdlrm(*arguments(folder, "--ranks", "2"), code=1)
-    assert "torchrun --nproc-per-node 2 -m fastdlrm plan" in text
 
 
 def test_what_does_not_fit(folder: Path) -> None:
@@ -63,11 +58,7 @@ def test_a_machine_without_a_name(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_measure_each_other(folder: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["-m", "fastdlrm", *arguments(folder, "--json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(fastdlrm(*arguments(folder, "--ranks", "2", "--json")))
     assert found["plan"]["world_size"] == found["topology"]["num_ranks"] == 2
     assert found["topology"]["exchange_gb_s"] > 0
     assert found["topology"]["latency_us"] > 0

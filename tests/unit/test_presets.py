@@ -14,7 +14,7 @@ def test_every_preset_decodes_and_round_trips(name):
 def test_the_presets_there_are():
     criteo = ["binary", "generated", "kaggle", "sample", "terabyte", "terabyte-parquet"]
     criteo = [f"criteo-{name}" for name in criteo]
-    assert preset_names() == ["adult", "avazu", *criteo, "movielens", "tiny"]
+    assert preset_names() == ["adult", "avazu", *criteo, "movielens", "random", "tiny"]
 
 
 @pytest.mark.parametrize("name", preset_names())

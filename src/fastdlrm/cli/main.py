@@ -18,9 +18,12 @@ from fastdlrm.cli import (
     export_binary,
     generate,
     inspect,
+    multihot,
     plan,
     predict,
     prepare,
+    random,
+    trace,
     train,
 )
 from fastdlrm.errors import ConfigError, FastDLRMError
@@ -49,6 +52,9 @@ app.command("generate")(generate.generate)
 app.command("download")(download.download)
 app.command("inspect")(inspect.inspect)
 app.command("prepare")(prepare.prepare)
+app.command("random")(random.random)
+app.command("multihot")(multihot.multihot)
+app.add_typer(trace.app, name="trace")
 app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)

@@ -1,5 +1,6 @@
 """`fastdlrm plan`: where every table will lie, what each rank will hold, how fast it will be."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from fastdlrm.cli.launch import launch_again
 from fastdlrm.cli.options import Config, Json, Overrides, bytes_of
 
 if TYPE_CHECKING:
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from fastdlrm.parallel.plan import ShardingPlan
     from fastdlrm.parallel.prediction import Prediction
     from fastdlrm.parallel.topology import Topology
-    from fastdlrm.parallel.world import World
     from fastdlrm.train.recipe import Recipe
 
 
@@ -41,7 +42,7 @@ def plan(
 ) -> None:
     """Place the tables on ranks, and say what each will hold and how long a step will take.
 
-    Nothing is trained. Under torchrun all ranks measure the machine, links included.
+    Nothing is trained. To measure this machine, links included, the command starts on every rank.
 
         fastdlrm plan --config criteo-generated --data DATA --ranks 8 --topology h100x8
     """
@@ -50,15 +51,19 @@ def plan(
     from fastdlrm.parallel.plan import write_plan
     from fastdlrm.parallel.planner import least_ranks, make_plan
     from fastdlrm.parallel.prediction import predict
+    from fastdlrm.parallel.topology import named_topology
     from fastdlrm.parallel.world import World
     from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.workload import workload_of
 
     recipe = load_config(config, Recipe, overrides or ())
     limit = bytes_of(memory) if memory else None
+    world = World.of_environment()
+    if topology == "measure" and ranks is not None and world.size == 1 < ranks:
+        launch_again(sys.argv[1:], ranks)
+        return
     work = workload_of(recipe, Dataset.open(data))
-    with World.of_environment() as world:
-        machine = _machine(topology, world, recipe)
+    machine = _measured(recipe) if topology == "measure" else named_topology(topology)
     if not world.is_first:
         return
     if limit is not None:
@@ -77,15 +82,15 @@ def plan(
         _show(made, prediction, machine, least or ranks)
 
 
-def _machine(name: str, world: "World", recipe: "Recipe") -> "Topology":
-    """The machine by name, or as it is measured."""
+def _measured(recipe: "Recipe") -> "Topology":
+    """This machine, measured by all ranks."""
     from fastdlrm.parallel.measure import measure_topology
-    from fastdlrm.parallel.topology import named_topology
+    from fastdlrm.parallel.world import World
     from fastdlrm.train.device import resolve_device
 
-    if name != "measure":
-        return named_topology(name)
-    return measure_topology(world, resolve_device(recipe.train.device))
+    device = resolve_device(recipe.train.device)
+    with World.of_environment(device) as world:
+        return measure_topology(world, device)
 
 
 def _show(made: "ShardingPlan", prediction: "Prediction", machine: "Topology", least: int) -> None:

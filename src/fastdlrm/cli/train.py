@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastdlrm.cli.launch import launch_again, without
 from fastdlrm.cli.options import Config, Json, Overrides, emit
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def train(
     `torchrun ... -m fastdlrm train` on many. Any number of them may resume a run.
     """
     if nproc > 1:
-        _launch(nproc)
+        launch_again(without(sys.argv[1:], "--nproc"), nproc)
         return
     from fastdlrm.config import load_config
     from fastdlrm.data.dataset import Dataset
@@ -83,26 +84,6 @@ def train(
         return lines
 
     emit(result, json, human)
-
-
-def _launch(nproc: int) -> None:
-    """Run this very command on several ranks."""
-    from fastdlrm.parallel.launch import RankFailed, launch
-
-    try:
-        launch(_without(sys.argv[1:], "--nproc"), nproc)
-    except RankFailed as problem:
-        typer.echo(f"error: {problem}", err=True)
-        raise typer.Exit(problem.exit_code) from None
-
-
-def _without(arguments: list[str], name: str) -> list[str]:
-    """Arguments without an option and its value."""
-    kept = [x for x in arguments if not x.startswith(f"{name}=")]
-    while name in kept:
-        place = kept.index(name)
-        del kept[place : place + 2]
-    return kept
 
 
 Display = tuple[Callable[["Progress"], None], Callable[[str], None]]

@@ -3,17 +3,28 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from fastdlrm.contracts.manifest import FileEntry, entry_of, sync_folder
+from fastdlrm.contracts.manifest import FileEntry, SplitInfo, entry_of, sync_folder
 from fastdlrm.errors import DataError
 
+PART_BYTES = 128 << 20
+"""Most bytes of a part that is filled batch by batch."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PartsWritten(NamedTuple):
+    """A split on disk: its parts' entries in the manifest, and its size."""
+
+    files: dict[str, FileEntry]
+    info: SplitInfo
 
 
 def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
@@ -25,6 +36,40 @@ def write_part(path: Path, rows: pa.RecordBatch) -> FileEntry:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         writer.write_batch(rows)
     return seal(path, rows.num_rows)
+
+
+def write_parts(
+    folder: Path, split: str, batches: Iterable[pa.RecordBatch], part_bytes: int = PART_BYTES
+) -> PartsWritten:
+    """Write a split of a dataset batch by batch.
+
+    Args:
+        folder: The dataset.
+        split: Its name.
+        batches: Encoded rows, labelled.
+        part_bytes: Most bytes of a part, unless one batch has more. Memory holds a part twice.
+    """
+    files: dict[str, FileEntry] = {}
+    waiting: list[pa.RecordBatch] = []
+    num_bytes = num_positives = 0
+
+    def flush() -> None:
+        name = f"{split}/part-{len(files):05d}.arrow"
+        (rows,) = pa.Table.from_batches(waiting).combine_chunks().to_batches()
+        files[name] = write_part(folder / name, rows)
+        waiting.clear()
+
+    for batch in batches:
+        if waiting and num_bytes + batch.nbytes > part_bytes:
+            flush()
+            num_bytes = 0
+        waiting.append(batch)
+        num_bytes += batch.nbytes
+        num_positives += pc.sum(batch.column("label")).as_py()
+    if waiting:
+        flush()
+    num_rows = sum(entry.num_rows for entry in files.values())
+    return PartsWritten(files, SplitInfo(num_rows=num_rows, num_positives=num_positives))
 
 
 def seal(path: Path, num_rows: int = 0) -> FileEntry:

@@ -43,11 +43,13 @@ class Load(IntEnum):
     UPDATE_NS = 9
     """Reading gradients, reading and writing rows and their state."""
     SHARED_NUMBERS = 10
-    """Summed among the owners of columns, that rowwise_adagrad keeps one number a row."""
+    """Sent to the other owners of columns, as rowwise_adagrad takes the mean over a whole row."""
     GRADIENT_BYTES = 11
     """Dense gradients of data_parallel tables."""
     GRADIENT_NS = 12
     """Making these, and updating every row."""
+    CUT = 13
+    """Shards of some columns: these travel apart, and their vectors must be put together."""
 
 
 class CostModel:
@@ -58,6 +60,7 @@ class CostModel:
         topology: Where.
         world_size: W.
         local_batch_size: B.
+        has_bags: Whether any feature's ids vary in number.
         replicated: Costs that placements do not alter.
     """
 
@@ -66,6 +69,7 @@ class CostModel:
         self.topology = topology
         self.world_size = world_size
         self.local_batch_size = -(-workload.global_batch_size // world_size)
+        self.has_bags = any(feature.is_bag for feature in workload.features)
         self._features: dict[str, list[Feature]] = {name: [] for name in workload.num_embeddings}
         for feature in workload.features:
             self._features[feature.table].append(feature)
@@ -98,15 +102,18 @@ class CostModel:
         ids, seen = self._traffic[table].between(first, first + num_rows)
         row_bytes, state_bytes = self._row_bytes(c)
         pooled_bytes, gradient_bytes = G * len(features) * c * e, ids * c * e
-        sorted_ids = sum(G * feature.ids_per_sample for feature in features)
+        num_owners, is_cut = len(plan.shards), bool((c < workload.embedding_dim).any())
+        # bags are cut down to an owner's rows before they are sent, single ids are not
+        is_sifted = plan.sharding == "row_wise" and self.has_bags
+        asked = sum(G * feature.ids_per_sample for feature in features)
+        sent = ids if is_sifted else np.full_like(ids, asked)
         is_rowwise = workload.sparse_optimizer == "rowwise_adagrad"
-        is_shared = is_rowwise and plan.sharding == "column_wise" and len(plan.shards) > 1
         loads = np.zeros((len(plan.shards), len(Load)))
         loads[:, Load.TABLE_BYTES] = num_rows * row_bytes
         loads[:, Load.STATE_BYTES] = num_rows * state_bytes
-        loads[:, Load.NUMBERS] = sorted_ids + G * sum(feature.is_bag for feature in features)
-        loads[:, Load.SORTED] = sorted_ids
-        loads[:, Load.PART_BYTES] = self._order_bytes(sorted_ids, c)
+        loads[:, Load.NUMBERS] = sent + G * len(features) * self.has_bags
+        loads[:, Load.SORTED] = sent
+        loads[:, Load.PART_BYTES] = self._order_bytes(sent, c)
         loads[:, Load.COLUMNS] = c * len(features)
         loads[:, Load.LOOKUPS] = ids
         loads[:, Load.MOVED_BYTES] = (
@@ -116,52 +123,67 @@ class CostModel:
         loads[:, Load.UPDATE_NS] = gradient_bytes / copy_gb_s + self._rows_ns(
             2 * seen, row_bytes + state_bytes
         )
-        loads[:, Load.SHARED_NUMBERS] = sorted_ids if is_shared else 0.0
+        loads[:, Load.SHARED_NUMBERS] = seen * (num_owners - 1) * (is_cut and is_rowwise)
+        loads[:, Load.CUT] = is_cut
         return loads
 
     def step_ns(self, loads: Floats) -> Floats:
-        """Time of a step by rank, shape (W,), from `parts_ns`; the formula is in docs/scaling.md.
+        """Time of a step by rank, shape (W,): the longer of `busy_ns` and `host_ns`.
 
         Args:
             loads: Sum over all tables, shape (W, K).
         """
-        fixed, parts = self.replicated, self.parts_ns(loads)
-        vectors, shared, rest = parts["vectors"], parts["shared"], parts["rest"]
-        lookup, update, dense = parts["lookup"], parts["update"], parts["data parallel"]
-        vectors_forward = np.maximum(parts["ids"] + vectors, fixed.bottom_forward_ns)
-        forward = np.maximum(
-            lookup + vectors_forward + fixed.top_forward_ns, parts["ids"] + parts["sort"]
-        )
-        ends_ns = (
-            vectors + shared + update,  # the tables' chain
-            fixed.bottom_backward_ns + rest + dense,  # the MLPs' chain
-            vectors + shared + parts["top"] + rest,  # the network
-            fixed.bottom_backward_ns + update + dense,  # the device
-        )
-        step: Floats = forward + fixed.top_backward_ns + np.max(ends_ns, 0)
-        return step + fixed.update_ns + self.topology.step_us * 1e3
+        return np.maximum(self.busy_ns(loads), self.host_ns(loads))
 
-    def parts_ns(self, loads: Floats) -> dict[str, Floats]:
-        """Time of what placements alter and of what ranks say to each other, each of shape (W,).
+    def host_ns(self, loads: Floats) -> float:
+        """Least time of a step that no graph can hold, as a size in it depends on the ids; or 0."""
+        has_copies = bool(loads[:, Load.GRADIENT_BYTES].any())
+        asks_for_rows = self.workload.sparse_optimizer == "adam" and has_copies
+        is_open = self.has_bags or asks_for_rows or loads[:, Load.SHARED_NUMBERS].any()
+        return self.topology.eager_us * 1e3 if is_open else 0.0
+
+    def busy_ns(self, loads: Floats) -> Floats:
+        """Time that a rank's device and links take, shape (W,); the formula of docs/scaling.md."""
+        fixed, joint = self.replicated, self.joint_ns(loads)
+        vectors, shared, rest = joint["vectors"], joint["shared"], joint["rest"]
+        update, dense = loads[:, Load.UPDATE_NS], loads[:, Load.GRADIENT_NS]
+        before_join = max(joint["ids"] + vectors, fixed.bottom_forward_ns)
+        chain = loads[:, Load.LOOKUP_NS] + before_join + joint["copies"] + fixed.top_forward_ns
+        sort = loads[:, Load.SORTED] * self.topology.sort_ns
+        forward = np.maximum(chain, joint["ids"] + sort)
+        of_tables = vectors + shared + update
+        of_mlps = fixed.bottom_backward_ns + rest + dense
+        network = vectors + shared + joint["top"] + rest
+        device = fixed.bottom_backward_ns + update + dense
+        tail = np.maximum(np.maximum(of_tables, of_mlps), np.maximum(device, network))
+        alike = fixed.top_backward_ns + joint["copies"] + fixed.update_ns
+        alike += 1e3 * self.topology.step_us
+        alike += 1e3 * self.topology.copies_us * bool(loads[:, Load.GRADIENT_BYTES].any())
+        step: Floats = forward + tail + alike
+        return step
+
+    def joint_ns(self, loads: Floats) -> dict[str, float]:
+        """Time of what all ranks do together, as long for each.
 
         Returns:
             ids, vectors (pooled, and their gradients as long again), shared (among the owners of
-            columns), top and rest (gradients all-reduced), lookup, sort, update, data parallel.
+            columns), top and rest (gradients all-reduced), copies (of vectors into place, and of
+            gradients as long again).
         """
         fixed, e, W = self.replicated, self.workload.exchange_bytes, self.world_size
-        dense_bytes = loads[:, Load.GRADIENT_BYTES].max()
-        collectives = {
-            "ids": self._exchange_ns(4 * loads[:, Load.NUMBERS] / W),
-            "vectors": self._exchange_ns(e * self.local_batch_size * loads[:, Load.COLUMNS]),
-            "shared": self._reduce_ns(4 * loads[:, Load.SHARED_NUMBERS].max()),
+        B, has_cut = self.local_batch_size, bool(loads[:, Load.CUT].any())
+        of_cut = self._latency_ns if has_cut and W > 1 else 0.0
+        is_fused = self.topology.device == "cuda" and not self.has_bags and not has_cut
+        numbers = 0 if W == 1 or is_fused else B * len(self.workload.features)
+        dense_bytes = float(loads[:, Load.GRADIENT_BYTES].max())
+        return {
+            "ids": self._exchange_ns(4 * loads[:, Load.NUMBERS] / W) + of_cut,
+            "vectors": self._exchange_ns(e * B * loads[:, Load.COLUMNS]) + of_cut,
+            # each owner sends every other the same numbers
+            "shared": self._exchange_ns(4 * loads[:, Load.SHARED_NUMBERS] / max(W - 1, 1)),
             "top": self._reduce_ns(fixed.top_gradient_bytes),
             "rest": self._reduce_ns(fixed.bottom_gradient_bytes + dense_bytes),
-        }
-        return {name: np.full(W, part) for name, part in collectives.items()} | {
-            "lookup": loads[:, Load.LOOKUP_NS],
-            "sort": loads[:, Load.SORTED] * self.topology.sort_ns,
-            "update": loads[:, Load.UPDATE_NS],
-            "data parallel": loads[:, Load.GRADIENT_NS],
+            "copies": 2 * numbers * self.workload.embedding_dim * e / self.topology.copy_gb_s,
         }
 
     def buffer_bytes(self, loads: Floats) -> Floats:
@@ -187,9 +209,10 @@ class CostModel:
         of_ids = 4 * (numbers.sum() - numbers) / W
         vectors = e * B * ((W - 1) * columns + columns.sum() - columns)
         fixed = self.replicated
-        reduced = fixed.bottom_gradient_bytes + fixed.top_gradient_bytes
-        shared = reduced + loads[:, Load.GRADIENT_BYTES] + 4 * loads[:, Load.SHARED_NUMBERS]
-        result: Floats = of_ids + vectors + 2 * (W - 1) / W * shared
+        of_mlps = fixed.bottom_gradient_bytes + fixed.top_gradient_bytes
+        reduced = of_mlps + loads[:, Load.GRADIENT_BYTES]
+        shared = 4 * loads[:, Load.SHARED_NUMBERS]
+        result: Floats = of_ids + vectors + shared + 2 * (W - 1) / W * reduced
         return result
 
     def _copy_load(self, table: str) -> Floats:
@@ -224,13 +247,19 @@ class CostModel:
         )
         return num_columns * width, per_row + per_column * num_columns
 
-    def _order_bytes(self, num_ids: float, num_columns: FloatsT) -> FloatsT:
+    def _order_bytes(self, num_ids: FloatsT, num_columns: FloatsT) -> FloatsT:
         per_id, per_column = footprint.order_bytes(is_gpu=self.topology.device == "cuda")
         return num_ids * (per_id + per_column * num_columns)
 
     def _rows_ns(self, num_rows: FloatsT, row_bytes: FloatsT) -> FloatsT:
         """Rows at random places, read or written once; bytes over GB/s are ns."""
         return num_rows * (self.topology.row_ns + row_bytes / self.topology.gather_gb_s)
+
+    @property
+    def _latency_ns(self) -> float:
+        """Of one collective."""
+        topology = self.topology
+        return 1e3 * (topology.latency_us if self.is_one_node else topology.node_latency_us)
 
     def _exchange_ns(self, per_peer: Floats) -> float:
         """An all-to-all in which rank r sends per_peer[r] bytes to, or takes them from, each other.
@@ -245,17 +274,16 @@ class CostModel:
         of_node = np.bincount(self._node, per_peer)[self._node]
         near = np.maximum(per_peer * (size - 1), of_node - per_peer).max() / topology.exchange_gb_s
         if self.is_one_node:
-            return float(near) + topology.latency_us * 1e3
+            return float(near) + self._latency_ns
         far = np.maximum(per_peer * (self.world_size - size), total - of_node).max()
-        return float(max(near, far / topology.node_gb_s)) + topology.node_latency_us * 1e3
+        return float(max(near, far / topology.node_gb_s)) + self._latency_ns
 
     def _reduce_ns(self, num_bytes: float) -> float:
         """An all-reduce: each rank sends 2 (W - 1) / W of the bytes; nodes use all their links."""
         W, topology = self.world_size, self.topology
         if W == 1 or num_bytes == 0.0:
             return 0.0
-        speed, latency_us = topology.reduce_gb_s, topology.latency_us
+        speed = topology.reduce_gb_s
         if not self.is_one_node:
             speed = min(speed, topology.node_gb_s * topology.ranks_per_node)
-            latency_us = topology.node_latency_us
-        return 2 * (W - 1) / W * num_bytes / speed + latency_us * 1e3
+        return 2 * (W - 1) / W * num_bytes / speed + self._latency_ns

@@ -30,8 +30,8 @@ from fastdlrm.parallel.workload import Floats, Workload
 
 MIN_COLUMNS = 8
 """Of a column_wise shard: a row of fewer is not worth its random access."""
-MAX_TRIALS = 5_000
-"""Placements that a round of local moves tries: bounds its time."""
+MAX_TRIALS = 8_000
+"""Placements that local moves try, of the most promising starts first: bounds their time."""
 MIN_GAIN = 1e-6
 """Relative; less is no better."""
 
@@ -151,17 +151,22 @@ class _Search:
         self._rows = model.workload.num_embeddings
         self._cut_loads: dict[tuple[str, Sharding, int], Floats] = {}
         self._num_trials = 0
-        within = min(self._W, model.topology.ranks_per_node)
-        widths = {2**i for i in range(1, within.bit_length())} | {self._W}
-        self._widths = sorted(k for k in widths if k > 1)
+        widths = {2**i for i in range(1, self._W.bit_length())} | {self._W}
+        self._widths = sorted(widths - {1})
 
     def best(self) -> Placements:
         """The best of the starts and of what local moves make of them."""
         order = self._costly()
-        greedy = [self._greedy(order, judge) for judge in (self._even, self._outlook)]
+        node = min(self._W, self.model.topology.ranks_per_node)
+        greedy = [self._greedy(order, self._outlook, most) for most in sorted({node, self._W})]
+        greedy.append(self._greedy(order, self._even, self._W))
         starts = [*self._simple(), *self.roomy(), *greedy]
         chosen = [self._least(starts, judge) for judge in (self._score, self._outlook)]
-        refined = [self._refine(self._refine(p, self._outlook), self._score) for p in chosen]
+        self._num_trials = 0
+        refined = [
+            self._refine(self._refine(start, self._outlook), self._score)
+            for start in (*chosen, *starts)
+        ]
         return self._least([chosen[0], *refined], self._score)
 
     def _least(self, found: list[Placements], judge: Judge) -> Placements:
@@ -180,7 +185,7 @@ class _Search:
             held = self.model.held_bytes(loads)
             return Score(float(held.max()), float(held.sum()), 0.0)
 
-        return [self._greedy(by_size, fullest), self._all("row_wise")]
+        return [self._greedy(by_size, fullest, self._W), self._all("row_wise")]
 
     def loads(self, placements: Placements) -> Floats:
         """Sum over all tables, shape (W, K)."""
@@ -222,19 +227,21 @@ class _Search:
 
         return sorted(self._rows, key=cost)
 
-    def _greedy(self, order: list[str], judge: Judge) -> Placements:
-        """One table after the other where the score of those placed is least."""
+    def _greedy(self, order: list[str], judge: Judge, most: int) -> Placements:
+        """One table after the other where those placed score best, on `most` ranks at most."""
         placements: Placements = {}
         loads = np.zeros((self._W, len(Load)))
         for name in order:
-            placements[name] = self._choose(loads, name, judge)[1]
+            placements[name] = self._choose(loads, name, judge, most)[1]
             self._add(loads, name, placements[name])
         return placements
 
-    def _choose(self, loads: Floats, name: str, judge: Judge) -> tuple[Score, Placement]:
-        """The best placement of a table beside `loads`."""
+    def _choose(self, loads: Floats, name: str, judge: Judge, most: int) -> tuple[Score, Placement]:
+        """The best placement of a table beside `loads`, on `most` ranks at most."""
         best: tuple[Score, Placement] | None = None
         for placement in self._candidates(loads, name):
+            if len(placement.ranks) > most:
+                continue
             trial = loads.copy()
             self._add(trial, name, placement)
             found = judge(trial)
@@ -249,6 +256,7 @@ class _Search:
         """
         busy = loads[:, Load.LOOKUP_NS] + loads[:, Load.UPDATE_NS]
         full = loads[:, Load.TABLE_BYTES] + loads[:, Load.STATE_BYTES]
+        busy = busy.round(3)  # ranks that differ by rounding alone are equal, on any machine
         orders = [np.lexsort((full, busy)).tolist()]
         if 2 * full.max() > self.model.topology.memory_bytes:
             orders.append(np.lexsort((busy, full)).tolist())
@@ -274,8 +282,8 @@ class _Search:
     def _refine(self, placements: Placements, judge: Judge) -> Placements:
         """Move or swap tables of the ranks that hold all others up, while it helps."""
         placements, loads = dict(placements), self.loads(placements)
-        score, self._num_trials, is_better = judge(loads), 0, True
-        while is_better:
+        score, is_better = judge(loads), True
+        while is_better and self._num_trials < MAX_TRIALS:
             is_better = False
             for changes in (self._moves, self._swaps):
                 for found, change in changes(placements, loads, judge):
@@ -300,7 +308,7 @@ class _Search:
                 return
             without = loads.copy()
             self._add(without, name, placements[name], -1.0)
-            score, placement = self._choose(without, name, judge)
+            score, placement = self._choose(without, name, judge, self._W)
             yield score, {name: placement}
 
     def _swaps(
@@ -325,7 +333,7 @@ class _Search:
 
     def _hot_and_cold(self, loads: Floats) -> tuple[set[int], set[int]]:
         """Ranks that are first, and last, in time, in memory held or in vectors sent."""
-        kinds = (self.model.step_ns(loads), self.model.held_bytes(loads), loads[:, Load.COLUMNS])
+        kinds = (self.model.busy_ns(loads), self.model.held_bytes(loads), loads[:, Load.COLUMNS])
         return {int(k.argmax()) for k in kinds}, {int(k.argmin()) for k in kinds}
 
     def _even(self, loads: Floats) -> Score:
@@ -333,10 +341,13 @@ class _Search:
 
         Where most tables are yet to be placed, the slowest rank does not tell which cut is cheap.
         """
-        parts = self.model.parts_ns(np.broadcast_to(loads.mean(0), loads.shape))
-        asked_ns = sum(float(part[0]) for part in parts.values()) + float(parts["vectors"][0])
+        even = loads.mean(0)
+        joint = self.model.joint_ns(np.broadcast_to(even, loads.shape))
+        asked_ns = sum(joint.values()) + joint["vectors"] + joint["copies"]
+        asked_ns += float(even[[Load.LOOKUP_NS, Load.UPDATE_NS, Load.GRADIENT_NS]].sum())
+        asked_ns += float(even[Load.SORTED]) * self.model.topology.sort_ns
         excess_bytes, step_ns, _ = self._score(loads)
-        return Score(excess_bytes, asked_ns, step_ns)
+        return Score(excess_bytes, max(asked_ns, self.model.host_ns(loads)), step_ns)
 
     def _outlook(self, loads: Floats) -> Score:
         """A step and what it asks for: where many ranks tie for the slowest, moves still count."""
@@ -344,11 +355,16 @@ class _Search:
         return Score(excess_bytes, step_ns + asked_ns, step_ns)
 
     def _score(self, loads: Floats) -> Score:
-        """A step: of the slowest rank, then of all."""
+        """A step; then what the slowest rank and all of them are busy for."""
         self._num_trials += 1
-        step = self.model.step_ns(loads)
+        busy = self.model.busy_ns(loads)
+        slowest = float(busy.max())
         excess = self.model.held_bytes(loads).max() - self.model.topology.memory_bytes
-        return Score(max(float(excess), 0.0), float(step.max()), float(step.mean()))
+        return Score(
+            max(float(excess), 0.0),
+            max(slowest, self.model.host_ns(loads)),
+            slowest + float(busy.mean()),
+        )
 
     def _add(self, loads: Floats, name: str, placement: Placement, sign: float = 1.0) -> None:
         """Lay a table on its ranks, or take it away."""

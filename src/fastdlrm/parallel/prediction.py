@@ -86,7 +86,7 @@ def predict_loads(model: CostModel, loads: Floats, num_shards: list[int]) -> Pre
         loads: Sum over all tables, shape (W, K).
         num_shards: By rank.
     """
-    parts, step = model.parts_ns(loads), model.step_ns(loads)
+    joint, step = model.joint_ns(loads), model.step_ns(loads)
     silent = msgspec.structs.replace(
         model.topology,
         exchange_gb_s=np.inf,
@@ -97,7 +97,7 @@ def predict_loads(model: CostModel, loads: Floats, num_shards: list[int]) -> Pre
     )
     alone = CostModel(model.workload, silent, model.world_size).step_ns(loads)
     slowest, fixed = int(step.argmax()), model.replicated
-    talk = sum(parts[name][0] for name in ("ids", "vectors", "vectors", "shared", "top", "rest"))
+    talk = sum(joint[name] for name in ("ids", "vectors", "vectors", "shared", "top", "rest"))
     step_s = float(step.max()) / 1e9
     return Prediction(
         topology=model.topology.name,
@@ -105,10 +105,14 @@ def predict_loads(model: CostModel, loads: Floats, num_shards: list[int]) -> Pre
         global_batch_size=model.workload.global_batch_size,
         step_s=step_s,
         samples_per_s=model.workload.global_batch_size / step_s,
-        communication_s=float(talk) / 1e9,
+        communication_s=talk / 1e9,
         communication_share=1 - float(alone.max()) / float(step.max()),
         parts_s={
-            **{name: float(part[slowest]) / 1e9 for name, part in parts.items()},
+            **{name: part / 1e9 for name, part in joint.items()},
+            "lookup": float(loads[slowest, Load.LOOKUP_NS]) / 1e9,
+            "sort": float(loads[slowest, Load.SORTED]) * model.topology.sort_ns / 1e9,
+            "update": float(loads[slowest, Load.UPDATE_NS]) / 1e9,
+            "data parallel": float(loads[slowest, Load.GRADIENT_NS]) / 1e9,
             "bottom MLP": (fixed.bottom_forward_ns + fixed.bottom_backward_ns) / 1e9,
             "interaction and top MLP": (fixed.top_forward_ns + fixed.top_backward_ns) / 1e9,
             "MLPs' update": fixed.update_ns / 1e9,

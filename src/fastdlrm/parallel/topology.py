@@ -37,6 +37,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """An id of a batch, sorted by row."""
     step_us: float
     """A step beyond what is counted: starts and ends of kernels, the host's part."""
+    eager_us: float
+    """Least time of a step that no graph can hold: the host starts its kernels one by one."""
     exchange_gb_s: float
     """All-to-all, bytes a rank sends to others of its node while it receives as many."""
     reduce_gb_s: float
@@ -47,6 +49,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Bytes a rank sends to other nodes while it receives as many; 0: there is one node."""
     node_latency_us: float = 0.0
     """Of a collective over several nodes."""
+    copies_us: float = 0.0
+    """A step with data_parallel tables beyond what is counted: they have kernels of their own."""
 
 
 _CARDS = {
@@ -66,6 +70,8 @@ _CARDS = {
         sort_ns=0.16,
         # what the step of 8,192 samples takes beyond the rest: assumed for all
         step_us=100.0,
+        # benchmarks/results/train-cuda-rmc2-small-2048-bf16.json: 3.7 ms for 1.15 ms of kernels
+        eager_us=3700.0,
         # all-reduce of 1 GiB over 8 cards, NVLink multicast off: 361 GB/s measured; all-to-all and
         # the latency assumed from NVLink's 450 GB/s a direction
         exchange_gb_s=340.0,
@@ -74,6 +80,7 @@ _CARDS = {
         # assumed: one 400 Gbit/s adapter a card at 85 %
         node_gb_s=42.0,
         node_latency_us=40.0,
+        copies_us=25.0,
     ),
     # as h100, memory's rates by the ratio of the data sheets, 4.8 to 3.35 TB/s: assumed
     "h200": Topology(
@@ -87,12 +94,14 @@ _CARDS = {
         gather_gb_s=3400.0,
         row_ns=0.015,
         sort_ns=0.16,
-        step_us=100.0,
+        step_us=150.0,
+        eager_us=3700.0,
         exchange_gb_s=340.0,
         reduce_gb_s=360.0,
         latency_us=20.0,
         node_gb_s=42.0,
         node_latency_us=40.0,
+        copies_us=25.0,
     ),
 }
 _CPU = Topology(
@@ -109,6 +118,7 @@ _CPU = Topology(
     row_ns=3.0,
     sort_ns=5.0,
     step_us=1500.0,
+    eager_us=0.0,
     exchange_gb_s=1.0,
     reduce_gb_s=1.0,
     latency_us=200.0,

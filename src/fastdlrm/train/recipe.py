@@ -3,6 +3,7 @@
 import msgspec
 
 from fastdlrm.data.config import DataConfig
+from fastdlrm.data.synthetic import RandomConfig
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.train.config import TrainConfig
@@ -16,6 +17,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
+    random: RandomConfig = RandomConfig()
+    """How `fastdlrm random` draws features; of no account to raw files."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:

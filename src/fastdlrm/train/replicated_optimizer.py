@@ -1,7 +1,8 @@
 """The optimizer of tables that every rank holds whole.
 
 Each rank sums its own samples' gradients into a gradient of the whole tables; these are summed over
-the ranks, and all ranks make the same update. Meant for small tables.
+the ranks, and all ranks make the same update. Meant for small tables. On a GPU all of it runs
+beside what else the step does.
 
 Shapes: R rows of these tables, D embedding dim.
 """
@@ -18,6 +19,7 @@ from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.parallel.exchange import Gradient
 from fastdlrm.parallel.world import Pending, World
 from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.side import SideStream
 from fastdlrm.train.sparse_optimizer import StackLookup, batch_order
 
 if has_gpu_kernels():
@@ -59,32 +61,39 @@ class ReplicatedOptimizer:
         chunks = row_chunks(every_row) if on_gpu and num_rows else None
         self._every_row = RowOrder(every_row, every_row, None, chunks)
         self._pending: list[Pending] = []
+        self._side = SideStream(device)
 
     def look_up(self, sparse: SparseBatch) -> StackLookup:
-        """Look up a micro-batch of this rank's own samples."""
-        return StackLookup(self._tables, sparse, self._tables.rows(sparse))
+        """Look up a micro-batch of this rank's own samples, and sort its ids."""
+        rows = self._tables.rows(sparse)
+        with self._side(rows):
+            order = batch_order(self._tables, sparse, rows)
+        return StackLookup(self._tables, sparse, rows, order)
 
     def take(self, lookup: StackLookup, gradient: Gradient) -> None:
         """Add a micro-batch's gradient."""
-        sparse = lookup.sparse
-        if not sparse.num_features or not len(sparse.ids):
+        if not lookup.sparse.num_features or not len(lookup.sparse.ids):
             return
-        grad_FBD = gradient.wait().transpose(0, 1)
-        order = batch_order(self._tables, sparse, lookup.rows)
-        update_rows_(self._gradient, {}, grad_FBD.flatten(0, 1), order, _SUM, self._add)
-        if self.moves_unread_rows:
-            self._visits.index_fill_(0, lookup.rows.long(), 1.0)
+        assert lookup.order is not None
+        with self._side(*gradient.tensors()):
+            bags = gradient.wait().transpose(0, 1).flatten(0, 1)
+            update_rows_(self._gradient, {}, bags, lookup.order, _SUM, self._add)
+            if self.moves_unread_rows:
+                self._visits.index_fill_(0, lookup.rows.long(), 1.0)
 
     def reduce(self) -> None:
         """Start summing the gradient over the ranks."""
         if len(self._gradient):
-            self._pending.append(self._world.all_reduce(self._gradient))
-            if self.moves_unread_rows:
-                self._pending.append(self._world.all_reduce(self._visits))
+            with self._side():
+                self._pending.append(self._world.all_reduce(self._gradient))
+                if self.moves_unread_rows:
+                    self._pending.append(self._world.all_reduce(self._visits))
 
     def squared_norm(self) -> Tensor:
         """Sum of the squares of the gradient of all ranks."""
-        self._wait()
+        with self._side():
+            self._wait()
+        self._side.join()
         return self._gradient.square().sum()
 
     def apply(self, scalars: Tensor) -> None:
@@ -93,9 +102,14 @@ class ReplicatedOptimizer:
         Args:
             scalars: `StepScalars.tensor` of the step.
         """
-        self._wait()
         if not len(self._gradient):
             return
+        with self._side():
+            self._wait()
+            self._update(scalars)
+        self._side.join()
+
+    def _update(self, scalars: Tensor) -> None:
         if self.moves_unread_rows:
             rows = self._visits.nonzero().flatten()
             read = RowGradient(rows, self._gradient.index_select(0, rows))

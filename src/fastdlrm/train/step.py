@@ -160,10 +160,12 @@ class TrainStep:
                 self.sparse_optimizer.take(lookup, grad, sparse_scalars if is_whole else None)
                 if k == len(parts) - 1:
                     sums.append(self._world.all_reduce(self._early))
+                    self.sparse_optimizer.reduce()
 
             losses.append(self._forward_backward(micro, lookup, sum(counts), take, k > 0))
+        if not sums:  # autograd hands over no gradient where there are no sparse features
+            sums.append(self._world.all_reduce(self._early))
         sums.append(self._world.all_reduce(self._late))
-        self.sparse_optimizer.reduce()
         for pending in sums:
             pending.wait()
         if is_clipped:

@@ -1,7 +1,7 @@
 """Against an HTTP server on this machine."""
 
 import hashlib
-import os
+import random
 import resource
 import signal
 import socket
@@ -19,7 +19,7 @@ from fastdlrm.data.remote import RemoteFile
 from fastdlrm.errors import DataError
 from tests.unit.data.file_server import FileServer, serving
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(0).randbytes(300_000)
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
 HASTY = Patience(num_attempts=3, first_wait_s=0.01, timeout_s=5.0)
 

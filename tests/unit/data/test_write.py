@@ -1,12 +1,13 @@
 import hashlib
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pytest
 
-from fastdlrm.data.write import disk_errors, new_folder, write_part
+from fastdlrm.data.write import disk_errors, new_folder, write_part, write_parts
 from fastdlrm.errors import DataError
 
 
@@ -25,6 +26,29 @@ def test_a_part_is_one_record_batch_that_can_be_mapped(tmp_path: Path) -> None:
         assert found.equals(rows)
         assert pa.total_allocated_bytes() == before
     assert write_part(tmp_path / "again.arrow", rows) == entry
+
+
+def test_parts_hold_whole_batches(tmp_path: Path) -> None:
+    """Rows of 1 byte; parts of 5: 2 + 3, then 4, then 6, which is more than a part."""
+    values = pa.array([number % 2 for number in range(15)], pa.uint8())
+    bounds = [0, 2, 5, 9, 15]
+    batches = (pa.record_batch({"label": values[a:b]}) for a, b in pairwise(bounds))
+    written = write_parts(tmp_path, "test", batches, part_bytes=5)
+    names = [f"test/part-0000{number}.arrow" for number in range(3)]
+    assert [written.files[name].num_rows for name in names] == [5, 4, 6]
+    assert (written.info.num_rows, written.info.num_positives) == (15, 7)
+    read = []
+    for name in names:
+        with pa.ipc.open_file(str(tmp_path / name)) as file:
+            assert file.num_record_batches == 1
+            read += file.get_batch(0).column("label").to_pylist()
+    assert read == values.to_pylist()
+
+
+def test_a_split_without_rows_has_no_part(tmp_path: Path) -> None:
+    written = write_parts(tmp_path, "test", [])
+    assert written.files == {}
+    assert written.info.num_rows == 0
 
 
 @pytest.mark.parametrize("exists", [False, True])

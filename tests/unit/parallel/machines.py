@@ -19,6 +19,7 @@ MACHINE = Topology(
     row_ns=10.0,
     sort_ns=2.0,
     step_us=0.001,
+    eager_us=0.0,
     exchange_gb_s=2.0,
     reduce_gb_s=4.0,
     latency_us=0.005,

@@ -6,7 +6,7 @@ import pytest
 
 from fastdlrm.parallel.cost import CostModel, Load
 from fastdlrm.parallel.plan import TablePlan, column_wise, data_parallel, row_wise, table_wise
-from fastdlrm.parallel.workload import Floats
+from fastdlrm.parallel.workload import Feature, Floats
 from tests.unit.parallel.machines import MACHINE, WORKLOAD, machine, workload
 
 SEEN_A = 8 * (1 - math.exp(-4 / 8))
@@ -45,25 +45,34 @@ def test_a_whole_table() -> None:
         Load.SHARED_NUMBERS: 0,
         Load.GRADIENT_BYTES: 0,
         Load.GRADIENT_NS: 0,
+        Load.CUT: 0,
     }
     assert {kind: load[1, kind] for kind in Load} == pytest.approx(expected)
 
 
 def test_rows_are_shared_and_vectors_are_not() -> None:
-    """Each owner gets all ids, sends whole vectors, reads the rows it has."""
+    """Each owner sends whole vectors and reads the rows it has."""
     load = model().load("a", row_wise(8, 4, [1, 0]))
     for rank in (0, 1):
         assert load[rank, Load.TABLE_BYTES] == 4 * 16
-        assert load[rank, Load.NUMBERS] == 4
+        # beside bags every feature goes as bags, cut down to the rows of each owner
+        assert load[rank, Load.NUMBERS] == pytest.approx(2 + 4)
+        assert load[rank, Load.SORTED] == pytest.approx(2)
         assert load[rank, Load.COLUMNS] == 4
         assert load[rank, Load.LOOKUPS] == pytest.approx(2)
         assert load[rank, Load.LOOKUP_NS] == pytest.approx(2 * 26 + 64)
 
 
+def test_single_ids_go_to_every_owner_of_rows() -> None:
+    single = (Feature(table="a"), Feature(table="b"))
+    load = CostModel(workload(features=single), MACHINE, 2).load("a", row_wise(8, 4, [1, 0]))
+    assert load[:, Load.NUMBERS].tolist() == [4, 4]
+    assert load[:, Load.SORTED].tolist() == [4, 4]
+
+
 def test_frequent_rows_load_the_first_owner() -> None:
     """3 of 4 ids are row 0, 1 of 4 is row 7."""
-    feature = WORKLOAD.features[0]
-    skewed = type(feature)(table="a", shares=(0.75, 0.0, 0.0, 0.25))
+    skewed = Feature(table="a", shares=(0.75, 0.0, 0.0, 0.25))
     of = CostModel(workload(features=(skewed, WORKLOAD.features[1])), MACHINE, 2)
     load = of.load("a", row_wise(8, 4, [1, 0]))
     assert load[:, Load.LOOKUPS].tolist() == pytest.approx([1, 3])
@@ -81,7 +90,13 @@ def test_columns_are_shared() -> None:
         assert load[rank, Load.COLUMNS] == 2
         assert load[rank, Load.LOOKUP_NS] == 4 * (10 + 8) + 4 * 8
         assert load[rank, Load.UPDATE_NS] == pytest.approx(4 * 8 + 2 * (10 + 12) * SEEN_A)
-        assert load[rank, Load.SHARED_NUMBERS] == 4
+        assert load[rank, Load.SHARED_NUMBERS] == pytest.approx(SEEN_A)
+        assert load[rank, Load.CUT] == 1
+    parts = of.joint_ns(load)
+    # 4 bytes a row each way at 2 B/ns
+    assert parts["shared"] == pytest.approx(4 * SEEN_A / 2 + 5)
+    # ids and vectors of the width of whole rows, and of half of it, travel apart
+    assert parts["vectors"] == pytest.approx(2 * 2 * 4 / 2 + 5 + 5)
     assert not model().load("a", column_wise(8, 4, [0, 1]))[:, Load.SHARED_NUMBERS].any()
     assert not of.load("a", column_wise(8, 4, [0]))[:, Load.SHARED_NUMBERS].any()
 
@@ -100,8 +115,8 @@ def test_a_copy_on_each_rank() -> None:
 
 def test_what_ranks_say_to_each_other() -> None:
     of = model()
-    parts = {name: part[0] for name, part in of.parts_ns(whole_tables(of)).items()}
-    # of half the samples rank 0 gets 2 numbers, rank 1 6: 24 B at 2 B/ns, 5 ns of latency
+    parts = of.joint_ns(whole_tables(of))
+    # of half the samples rank 0 gets 2 ids and lengths, rank 1 6 numbers: 24 B at 2 B/ns, and 5 ns
     assert parts["ids"] == 24 / 2 + 5
     # 2 samples of 16 B each way
     assert parts["vectors"] == 32 / 2 + 5
@@ -109,6 +124,8 @@ def test_what_ranks_say_to_each_other() -> None:
     assert parts["top"] == 28 / 4 + 5
     assert parts["rest"] == 4 * 12 / 4 + 5
     assert parts["shared"] == 0
+    # a vector of 16 B of each of 2 features and samples, read and written
+    assert parts["copies"] == 2 * 4 * 16
 
 
 def test_a_step_is_its_longest_chain() -> None:
@@ -120,6 +137,8 @@ def test_a_step_is_its_longest_chain() -> None:
     top, top_back = 2 * (12 / 1e3 + 4 * 26), 2 * (24 / 1e3 + 4 * 38)
     # 19 parameters: 12 bytes each
     ends = 19 * 12 + 1
+    # vectors and gradients put into place
+    ends += 2 * 128
     # rank 1: lookup, the bottom MLP (longer than 17 + 21 ns of exchanges), the top; then the bottom
     # backward and the update share the device
     update = 128 + 2 * 26 * SEEN_B
@@ -142,23 +161,46 @@ def test_a_step_is_its_longest_chain() -> None:
 def test_what_holds_a_step_up(changes: dict[str, float], expected: str) -> None:
     of = CostModel(WORKLOAD, machine(**changes), 2)
     loads = whole_tables(of)
-    step, parts, fixed = of.step_ns(loads)[1], of.parts_ns(loads), of.replicated
-    ends = fixed.top_backward_ns + fixed.update_ns + 1
+    step, fixed = of.step_ns(loads)[1], of.replicated
+    ends = fixed.top_backward_ns + 128 + fixed.update_ns + 1
     if expected == "network":
         # forward: ids 1012 and vectors 1016; backward: gradients, top and rest of the all-reduce
-        forward = (8 * 26 + 64) + 1012 + 1016 + fixed.top_forward_ns
+        forward = (8 * 26 + 64) + 1012 + 1016 + 128 + fixed.top_forward_ns
         backward = 1016 + (7 + 1000) + (12 + 1000)
     else:
         forward = 17 + 8 * 1e4
-        backward = fixed.bottom_backward_ns + parts["update"][1]
+        backward = fixed.bottom_backward_ns + loads[1, Load.UPDATE_NS]
     assert step == pytest.approx(forward + backward + ends)
+
+
+def test_gradients_that_arrive_late_hold_the_update_up() -> None:
+    of = CostModel(WORKLOAD, machine(exchange_gb_s=0.1), 2)
+    fixed = of.replicated
+    # ids 24 B and vectors 32 B at 0.1 B/ns, 5 ns each
+    ids, vectors = 245, 325
+    forward = (8 * 26 + 64) + ids + vectors + 128 + fixed.top_forward_ns
+    tail = vectors + 128 + 2 * 26 * SEEN_B
+    expected = forward + fixed.top_backward_ns + 128 + tail + fixed.update_ns + 1
+    assert of.step_ns(whole_tables(of))[1] == pytest.approx(expected)
+
+
+def test_copies_are_updated_when_their_gradients_are_summed() -> None:
+    of = CostModel(WORKLOAD, machine(reduce_gb_s=0.1), 2)
+    fixed = of.replicated
+    loads = of.load("a", table_wise(8, 4, 0)) + of.load("b", data_parallel())
+    # rank 1 holds b alone. ids and vectors are shorter than the bottom MLP; after its backward pass
+    # 48 B of it and 64 B of b are summed at 0.1 B/ns, then b is updated
+    forward = (4 * 26 + 32) + fixed.bottom_forward_ns + 128 + fixed.top_forward_ns
+    tail = fixed.bottom_backward_ns + (112 / 0.1 + 5) + (4 * 16 + 4 * 80)
+    expected = forward + fixed.top_backward_ns + 128 + tail + fixed.update_ns + 1
+    assert of.step_ns(loads)[1] == pytest.approx(expected)
 
 
 def test_one_rank_talks_to_nobody() -> None:
     of = model(1)
     loads = of.load("a", table_wise(8, 4, 0)) + of.load("b", data_parallel())
-    parts = of.parts_ns(loads)
-    assert all(not parts[name].any() for name in ("ids", "vectors", "shared", "top", "rest"))
+    parts = of.joint_ns(loads)
+    assert not any(parts[name] for name in ("ids", "vectors", "shared", "top", "rest"))
     assert of.buffer_bytes(loads).tolist() == [0]
     assert of.sent_bytes(loads).tolist() == [0]
 
@@ -166,9 +208,9 @@ def test_one_rank_talks_to_nobody() -> None:
 def test_what_a_rank_holds() -> None:
     of = model()
     loads = whole_tables(of)
-    # numbers received 4 and sent (4 + 12) / 2; vectors 4 x 4 for all, 2 x 8 for its own samples,
+    # numbers received 8 and sent (8 + 12) / 2; vectors 4 x 4 for all, 2 x 8 for its own samples,
     # and their gradients
-    buffers = 4 * (4 + 8) + 2 * 4 * (16 + 16)
+    buffers = 4 * (8 + 10) + 2 * 4 * (16 + 16)
     # 6 + 7 numbers of activations, twice the widest pair of the top, 2 gradients of 4
     activations = 2 * 4 * (13 + 2 * 7 + 8)
     # three batches of 1 + 3 numbers of ids, 2 dense, a label; parameters and gradients of 19
@@ -186,16 +228,27 @@ def test_what_a_rank_sends() -> None:
 def test_nodes_wait_for_the_links_between_them() -> None:
     """4 ranks on 2 nodes; rank 0 alone owns a table: 1 sample of 16 B to each other rank."""
     of = CostModel(WORKLOAD, machine(ranks_per_node=2), 4)
-    parts = of.parts_ns(of.load("a", table_wise(8, 4, 0)))
+    parts = of.joint_ns(of.load("a", table_wise(8, 4, 0)))
     # within the node 16 B at 2 B/ns, beside it 32 B at 1 B/ns
-    assert parts["vectors"][0] == 32 / 1 + 7
+    assert parts["vectors"] == 32 / 1 + 7
     # 2 links of 1 B/ns a node are slower than 4 B/ns: 2 * 3 / 4 times 28 B
-    assert parts["top"][0] == 1.5 * 28 / 2 + 7
+    assert parts["top"] == 1.5 * 28 / 2 + 7
+    # an owner on each rank: each takes 16 B from each of 2 ranks of the other node, and of its own
+    parts = of.joint_ns(of.load("a", row_wise(8, 4, [0, 1, 2, 3])))
+    assert parts["vectors"] == 32 / 1 + 7
+
+
+def test_each_owner_of_columns_tells_all_others() -> None:
+    of = CostModel(workload(sparse_optimizer="rowwise_adagrad"), MACHINE, 4)
+    load = of.load("a", column_wise(8, 4, [0, 1, 2, 3]))
+    assert load[0, Load.SHARED_NUMBERS] == pytest.approx(3 * SEEN_A)
+    # 4 bytes a row to each of 3
+    assert of.joint_ns(load)["shared"] == pytest.approx(3 * 4 * SEEN_A / 2 + 5)
 
 
 def test_vectors_travel_in_the_precision() -> None:
     of = CostModel(workload(precision="bf16"), MACHINE, 2)
-    assert of.parts_ns(whole_tables(of))["vectors"][0] == 16 / 2 + 5
+    assert of.joint_ns(whole_tables(of))["vectors"] == 16 / 2 + 5
 
 
 def test_loads_of_all_kinds_add_up() -> None:
@@ -211,3 +264,32 @@ def test_loads_of_all_kinds_add_up() -> None:
         assert load[Load.TABLE_BYTES] == 8 * 4 * 4
         # of all columns each owner reads its part
         assert load[Load.LOOKUPS] == pytest.approx(8 if plan.sharding == "column_wise" else 4)
+
+
+def test_steps_that_no_graph_holds_take_the_host_its_time() -> None:
+    """Bags, columns under rowwise_adagrad, copies under adam: a size in the step is not known."""
+    single = (Feature(table="a"), Feature(table="b"))
+    slow = machine(eager_us=5.0)
+    whole, cut, copied = table_wise(8, 4, 0), column_wise(8, 4, [0, 1]), data_parallel()
+    for features, rule, plan, is_captured in (
+        (single, "rowwise_adagrad", whole, True),
+        (WORKLOAD.features, "rowwise_adagrad", whole, False),
+        (single, "rowwise_adagrad", cut, False),
+        (single, "sgd", cut, True),
+        (single, "adam", copied, False),
+        (single, "adagrad", copied, True),
+    ):
+        of = CostModel(workload(features=features, sparse_optimizer=rule), slow, 2)
+        step = of.step_ns(of.load("a", plan) + of.load("b", table_wise(4, 4, 1)))
+        assert (step.max() < 5000) == is_captured
+
+
+def test_vectors_of_whole_tables_and_single_ids_are_read_where_they_arrive() -> None:
+    single = workload(features=(Feature(table="a"), Feature(table="b")))
+    for topology, plan, copies in (
+        (MACHINE, table_wise(8, 4, 0), 0),
+        (MACHINE, column_wise(8, 4, [0, 1]), 128),
+        (machine(device="cpu"), table_wise(8, 4, 0), 128),
+    ):
+        of = CostModel(single, topology, 2)
+        assert of.joint_ns(of.load("a", plan))["copies"] == copies

@@ -1,5 +1,6 @@
 """Plans where the best is plain to see, memory that decides, and what is said where none fits."""
 
+import msgspec
 import pytest
 
 from fastdlrm.errors import PlanError
@@ -69,9 +70,32 @@ def test_a_tight_fit_is_found() -> None:
 def test_the_busiest_table_is_taken_from_the_rank_that_waits() -> None:
     """The order deals both heavy tables to rank 0: the planner does better."""
     workload = of_tables([1_000_000, 100_000, 1_000_000, 100_000], batch=65536, ids=50)
-    plan = make_plan(workload, named_topology("h100x2"), 2)
     dealt = round_robin(workload.num_embeddings, 32, 2)
-    assert step_s(plan, workload) < step_s(dealt, workload)
+    topology = machine(eager_us=0.0)
+    plan = make_plan(workload, topology, 2)
+    found, simple = (predict(p, workload, topology).step_s for p in (plan, dealt))
+    assert found < simple
+
+
+def test_the_device_counts_where_the_host_takes_longer() -> None:
+    workload = of_tables([1_000_000, 100_000, 1_000_000, 100_000], batch=4096, ids=50)
+    topology = machine(eager_us=1e6)
+    plan = make_plan(workload, topology, 2)
+    assert predict(plan, workload, topology).step_s == 1
+    found, simple = (
+        predict(p, workload, machine()).step_s
+        for p in (plan, round_robin(workload.num_embeddings, 32, 2))
+    )
+    assert found < simple
+
+
+def test_a_graph_is_worth_more_than_an_even_spread() -> None:
+    """Columns under rowwise_adagrad would even out one table's work, but no graph can hold that."""
+    workload = of_tables([5_000_000], batch=65536 * 8, dim=128)
+    free = msgspec.structs.replace(named_topology("h100x8"), eager_us=0.0)
+    assert shardings(make_plan(workload, free, 8)) == ["column_wise"]
+    bound = msgspec.structs.replace(free, eager_us=1e5)
+    assert shardings(make_plan(workload, bound, 8)) != ["column_wise"]
 
 
 def test_the_same_plan_every_time() -> None:

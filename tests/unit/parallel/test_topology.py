@@ -1,7 +1,7 @@
 import pytest
 
 from fastdlrm.errors import ConfigError
-from fastdlrm.parallel.topology import free_host_bytes, named_topology
+from fastdlrm.parallel.topology import card_topology, free_host_bytes, named_topology
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,14 @@ def test_more_cards_than_a_node_has_are_several_nodes() -> None:
 def test_no_such_machine(name: str) -> None:
     with pytest.raises(ConfigError, match=r"topology '.*': h100xN or h200xN .*cpu or measure is"):
         named_topology(name)
+
+
+def test_a_card_by_what_its_driver_says() -> None:
+    found = card_topology("NVIDIA H100 80GB HBM3", 16, 4)
+    assert found is not None
+    assert (found.name, found.num_ranks, found.ranks_per_node) == ("h100x16", 16, 4)
+    assert found.copy_gb_s == named_topology("h100x1").copy_gb_s
+    assert card_topology("NVIDIA A100-SXM4-40GB", 8, 8) is None
 
 
 def test_free_memory_is_some() -> None:

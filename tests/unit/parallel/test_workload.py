@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from fastdlrm.parallel.workload import Feature, Traffic, Workload
+from fastdlrm.parallel.workload import Feature, Traffic
 from tests.oracles import different_rows
+from tests.unit.parallel.machines import workload
 
 
 def between(traffic: Traffic, first: int, stop: int) -> tuple[float, float]:
@@ -48,16 +49,16 @@ def test_different_rows_are_those_of_drawn_ids(num_rows: int) -> None:
     assert expected == pytest.approx(found, rel=0.01)
 
 
-def test_numbers_on_their_way() -> None:
-    def of(precision: str) -> int:
-        return Workload(
-            num_embeddings={},
-            features=(),
-            embedding_dim=1,
-            bottom_mlp=(),
-            top_mlp=(),
-            global_batch_size=1,
-            precision=precision,
-        ).exchange_bytes
-
-    assert [of(precision) for precision in ("fp32", "tf32", "bf16")] == [4, 4, 2]
+@pytest.mark.parametrize(
+    ("precision", "dtype", "size"),
+    [
+        ("fp32", "auto", 4),
+        ("tf32", "auto", 4),
+        ("bf16", "auto", 2),
+        ("bf16", "fp32", 4),
+        ("fp32", "bf16", 2),
+    ],
+)
+def test_numbers_on_their_way(precision: str, dtype: str, size: int) -> None:
+    changed = workload(precision=precision, exchange_dtype=dtype)
+    assert changed.exchange_bytes == size
