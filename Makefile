@@ -26,6 +26,8 @@ test: $(STAMP)          ## unit, property and end-to-end tests
 
 bench: $(STAMP)         ## the committed benchmarks, results under benchmarks/results
 	$(BIN)/python benchmarks/bench_prepare.py
+	$(BIN)/python benchmarks/bench_prepare_scale.py
+	$(BIN)/python benchmarks/bench_prepare_scale.py --kill 5
 	$(BIN)/python benchmarks/bench_loader.py
 
 docs: $(STAMP)          ## render the tables of README and docs from benchmarks/results

@@ -82,6 +82,34 @@ def pipeline() -> str:
     return "\n".join(lines)
 
 
+def prepare_scale() -> str:
+    """Growing logs, and what kills changed."""
+    if not (RESULTS / "prepare-scale.json").is_file():
+        return "Not measured yet: `python benchmarks/bench_prepare_scale.py`, and with `--kill 5`."
+    content = load("prepare-scale")
+    lines = ["| rows | s | rows/s | peak memory | peak disk |", "|---|---|---|---|---|"]
+    for sample in content["samples"]:
+        memory, disk = (sample[f"peak_{what}_bytes"] / 2**30 for what in ("rss", "disk"))
+        lines.append(
+            f"| {sample['num_rows']:,} | {sample['seconds']:.1f} | {sample['rows_per_s']:,.0f} "
+            f"| {memory:.2f} GiB | {disk:.2f} GiB |"
+        )
+    settings = content["config"]
+    lines += [
+        "",
+        f"`--memory {settings['memory']} --workers {settings['workers']}`, 8 files, gzip.",
+    ]
+    lines[-1] += " Memory is that of all processes. " + _where("prepare-scale")
+    if (RESULTS / "prepare-kills.json").is_file():
+        kills = load("prepare-kills")["result"]
+        same = "the same bytes" if kills["is_same"] else "OTHER BYTES"
+        lines[-1] += (
+            f" Killed {kills['num_kills']} times and started again: {same} in "
+            f"{kills['num_files']} files. {_where('prepare-kills')}"
+        )
+    return "\n".join(lines)
+
+
 def train_cuda() -> str:
     """A training step on a GPU against plain PyTorch."""
     lines = [
@@ -236,6 +264,7 @@ def _where(name: str) -> str:
 
 TABLES = {
     ROOT / "README.md": (accuracy, pipeline, train_cuda, parallel),
+    ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
     ROOT / "docs" / "performance.md": (
         train_cuda,
         parallel,

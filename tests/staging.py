@@ -2,12 +2,19 @@
 
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fastdlrm.contracts.encoding import HASH_VERSION, Encoding, TableEncoding
 from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
 from fastdlrm.data.config import Holdout, SplitConfig
+from fastdlrm.data.counts import TrainSpan, write_run
+from fastdlrm.data.first_seen import first_seen_vocabulary
+from fastdlrm.data.fit import fit_edges, fit_statistics, largest_value, require_values
+from fastdlrm.data.split import resolve_splits
 from fastdlrm.data.staged import StagedRows
+from fastdlrm.data.vocabulary import merge_vocabulary, write_vocabulary
 
 LABEL = Label(column="y", positive=("1",), negative=("0",))
 NONE = Holdout(by="none")
@@ -62,3 +69,64 @@ def staged(folder: Path, *files: dict[str, pa.Array], row_group_rows: int = 1000
         pq.write_table(pa.table({"__label": label, **columns}), path, row_group_size=row_group_rows)
         paths.append(path)
     return StagedRows(paths)
+
+
+def fit(
+    folder: Path,
+    rows: StagedRows,
+    schema: Schema,
+    split: SplitConfig = EVERYTHING_TRAIN,
+    *,
+    memory_bytes: int = 1 << 24,
+    span_chunks: int = 2,
+) -> Encoding:
+    """Fit all there is to fit, counting so many chunks at a time; vocabularies go to `folder`."""
+    folder.mkdir(exist_ok=True)
+    with duckdb.connect() as connection:
+        splits = resolve_splits(rows, split, 0, connection)
+        require_values(rows, splits, schema)
+        scaled = [f for f in schema.dense if f.transform == "standardize"]
+        bucketised = [f for f in schema.sparse if f.key == "quantile"]
+        edges = {f.name: fit_edges(rows, splits, f, connection) for f in bucketised}
+        tables = {}
+        for one in schema.tables:
+            features = [f for f in schema.sparse if f.table == one.name]
+            if one.encoding == "identity":
+                num_rows = one.max_rows or largest_value(rows, features) + 1
+                tables[one.name] = TableEncoding(
+                    num_embeddings=num_rows, vocabulary="", coverage=1.0, first_id=0
+                )
+                continue
+            if one.encoding == "reference":
+                vocabulary = first_seen_vocabulary(one, features[0], rows, memory_bytes)
+                tables[one.name] = write_vocabulary(folder, one, vocabulary, "hex", ())
+                continue
+            if one.encoding == "hash":
+                tables[one.name] = TableEncoding(
+                    num_embeddings=one.max_rows, vocabulary="", coverage=1.0
+                )
+                continue
+            runs = []
+            for start in range(0, len(rows.chunks), span_chunks):
+                train = TrainSpan(rows, splits, rows.chunks[start : start + span_chunks])
+                runs.append(folder / f"{start}.run")
+                write_run(
+                    runs[-1],
+                    features,
+                    train.values,
+                    edges=edges,
+                    connection=connection,
+                    memory_bytes=memory_bytes,
+                )
+            key = features[0].key
+            vocabulary = merge_vocabulary(
+                one, key, runs, connection=connection, memory_bytes=memory_bytes
+            )
+            bounds = edges.get(features[0].name, ())
+            tables[one.name] = write_vocabulary(folder, one, vocabulary, key, bounds)
+    return Encoding(
+        hash_version=HASH_VERSION,
+        dense={f.name: fit_statistics(rows, splits, f) for f in scaled},
+        quantiles=edges,
+        tables=tables,
+    )

@@ -50,6 +50,23 @@ def test_the_guide_to_inspect_runs(tmp_path):
     assert "<title>Dataset shop</title>" in (tmp_path / "shop.html").read_text()
 
 
+def test_the_guide_to_large_data_runs(tmp_path):
+    """It kills a prepare and starts it again."""
+    (block,) = _blocks(ROOT / "docs" / "guides" / "large-data.md")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{block}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log"]
+    assert re.search(r"^train +[0-9,]+ rows", done.stdout, re.MULTILINE)
+
+
 def test_the_readme_names_what_exists():
     """The reference's first example crashes; here make's targets and the commands are there."""
     text = (ROOT / "README.md").read_text()

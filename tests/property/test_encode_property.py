@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
@@ -16,8 +15,6 @@ from fastdlrm.contracts.hashing import bucket, text_key
 from fastdlrm.contracts.schema import DenseFeature, SparseFeature, Table
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.encode import Encoder
-from fastdlrm.data.fit import Fitter
-from fastdlrm.data.split import resolve_splits
 from tests import staging
 from tests.staging import NONE
 
@@ -129,7 +126,7 @@ def test_encoding_equals_the_oracle(
     else:
         staged = {"d.f": pa.array(values, pa.float64())}
     schema = staging.schema(feature) if table is None else staging.schema(feature, table)
-    with tempfile.TemporaryDirectory() as name, duckdb.connect() as connection:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = staging.staged(
             folder,
@@ -138,16 +135,8 @@ def test_encoding_equals_the_oracle(
             row_group_rows=row_group_rows,
         )
         split = SplitConfig(validation=NONE, test=Holdout(by="file", amount=1))
-        fitter = Fitter(
-            rows=rows,
-            splits=resolve_splits(rows, split, 0, connection),
-            schema=schema,
-            folder=folder,
-            connection=connection,
-            memory_bytes=1 << 20,
-            num_workers=1,
-        )
-        encoder = Encoder.load(folder, schema, fitter.fit(lambda share: None))
+        encoding = staging.fit(folder, rows, schema, split, memory_bytes=1 << 20)
+        encoder = Encoder.load(folder, schema, encoding)
         blocks = [encoder.encode(block.rows) for block in rows.blocks(rows.schema.names)]
     found = pa.Table.from_batches(blocks).column("f")
     if isinstance(feature, SparseFeature):

@@ -16,7 +16,7 @@ from fastdlrm.cli.options import (
     bytes_of,
     emit,
 )
-from fastdlrm.cli.progress import stages
+from fastdlrm.cli.progress import steps
 
 
 def prepare(
@@ -24,7 +24,14 @@ def prepare(
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Dataset folder to make; must not exist.")],
     memory: Memory = "4GiB",
-    workers: Annotated[int, typer.Option(help="Threads that read and encode.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Tasks at once, one a core.", min=1)] = 2,
+    ray: Annotated[
+        str,
+        typer.Option(help="Address of a Ray cluster that does the tasks; local: here."),
+    ] = "",
+    skip_disk_check: Annotated[
+        bool, typer.Option(help="Begin even if the disk seems too small by the estimate.")
+    ] = False,
     on_bad_row: OnBadRow = "error",
     overrides: Overrides = None,
     json: Json = False,
@@ -33,24 +40,30 @@ def prepare(
 
     The config's [data] section says how the files look and which columns are features. The files
     of a glob are taken in natural order (day_2 before day_10), which is what splits by file count.
+    Killed or failed, the same command goes on where it stopped.
 
         fastdlrm prepare --config criteo-generated --input 'LOG/*.gz' --out DATA --memory 1GiB
     """
     from fastdlrm.config import load_config
+    from fastdlrm.data.disk import require_disk
     from fastdlrm.data.prepare import prepare as run
     from fastdlrm.data.source import expand_inputs
     from fastdlrm.train.recipe import Recipe
 
     recipe = load_config(config, Recipe, overrides or ())
-    with stages() as update:
+    paths = expand_inputs(inputs)
+    if not skip_disk_check:
+        require_disk(paths, recipe.data, out)
+    with steps() as update:
         manifest = run(
-            expand_inputs(inputs),
+            paths,
             recipe.data,
             out,
             memory_bytes=bytes_of(memory),
             num_workers=workers,
             on_bad_row=bad_row_policy(on_bad_row),
             progress=update,
+            ray=ray,
         )
 
     def human() -> dict[str, object]:

@@ -69,6 +69,44 @@ def transfers() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each named step, with bytes done and the time left.
+
+    The yielded function takes the step, the bytes done of it and all of its bytes.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total, completed=done)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
 def stages() -> Iterator[Callable[[str, float], None]]:
     """One bar a named stage; the yielded function takes the stage and the share done, 0 to 1."""
     from rich.console import Console

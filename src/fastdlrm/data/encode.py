@@ -73,8 +73,8 @@ def transformed(
         return numbers.astype(np.float32)
 
 
-def require_fit(encoding: Encoding, memory_bytes: int) -> None:
-    """Check that an encoder's vocabularies fit the memory.
+def require_fit(encoding: Encoding, memory_bytes: int) -> int:
+    """Check that an encoder's vocabularies fit the memory; returns the bytes they take.
 
     Raises:
         DataError: They do not.
@@ -91,6 +91,7 @@ def require_fit(encoding: Encoding, memory_bytes: int) -> None:
             f"the vocabularies need {total >> 20} MiB, {memory_bytes >> 20} MiB are left for them; "
             f"raise --memory, or min_count or max_rows of the largest, table {largest!r}"
         )
+    return total
 
 
 class Encoder:

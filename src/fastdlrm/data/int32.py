@@ -48,6 +48,11 @@ class Int32Reader:
         return self._scan.size_bytes
 
     @property
+    def num_bytes_read(self) -> int:
+        """Bytes on disk read so far."""
+        return self._scan.size_bytes
+
+    @property
     def sha256(self) -> str:
         """Hexadecimal checksum of the bytes read so far."""
         return self._scan.sha256

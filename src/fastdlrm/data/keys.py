@@ -30,6 +30,15 @@ def mix(key: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
+def mixed(keys: Keys) -> Keys:
+    """`hashing.mix` of each key, shape (n,)."""
+    out = np.empty(len(keys), dtype=np.uint64)
+    for i in range(len(keys)):
+        out[i] = mix(keys[i])
+    return out
+
+
+@njit(cache=True, nogil=True)
 def text_keys(offsets: NDArray[np.int32], data: NDArray[np.uint8]) -> Keys:
     """`hashing.text_key` of each text of an Arrow string array.
 

@@ -15,6 +15,7 @@ from fastdlrm.data.keys import Keys, mix
 _FIRST_ID = np.uint32(FIRST_ID)
 _ONE = np.uint64(1)
 _TOP = 2**64
+_NO_WEIGHTS = np.empty(0, dtype=np.uint64)
 
 
 class KeyTable:
@@ -77,12 +78,22 @@ class KeyCounter:
         """Whether every key was counted."""
         return self._low == _TOP
 
-    def add(self, keys: Keys) -> None:
-        """Count the keys of this pass's range."""
+    @property
+    def span(self) -> tuple[int, int]:
+        """Least and largest mixed value that this pass counts; only the largest may still fall."""
+        return self._low, self._high - 1
+
+    def add(self, keys: Keys, weights: NDArray[np.uint64] = _NO_WEIGHTS) -> None:
+        """Count the keys of this pass's range.
+
+        Args:
+            keys: Shape (n,).
+            weights: Occurrences that each stands for, shape (n,); one each where none are given.
+        """
         start = 0
         while True:
             low, last = np.uint64(self._low), np.uint64(self._high - 1)
-            start, self._size = _count(keys, start, low, last, self._table, self._size)
+            start, self._size = _count(keys, weights, start, low, last, self._table, self._size)
             if start == len(keys):
                 return
             self._make_room()
@@ -141,7 +152,13 @@ def _lookup(keys: Keys, vocabulary: Keys, slots: NDArray[np.uint32], out: NDArra
 
 @njit(cache=True, nogil=True)
 def _count(
-    keys: Keys, start: int, low: np.uint64, last: np.uint64, table: Keys, size: int
+    keys: Keys,
+    weights: NDArray[np.uint64],
+    start: int,
+    low: np.uint64,
+    last: np.uint64,
+    table: Keys,
+    size: int,
 ) -> tuple[int, int]:
     """Count keys[start:] until the table is 5/8 full.
 
@@ -150,6 +167,7 @@ def _count(
     """
     mask = np.uint64(len(table) - 1)
     limit = len(table) // 8 * 5
+    is_weighted = len(weights) > 0
     for i in range(start, len(keys)):
         key = keys[i]
         mixed = mix(key)
@@ -163,7 +181,7 @@ def _count(
                 return i, size
             table[slot, 0] = key
             size += 1
-        table[slot, 1] += _ONE
+        table[slot, 1] += weights[i] if is_weighted else _ONE
     return len(keys), size
 
 

@@ -27,11 +27,17 @@ class ParquetReader:
     def __init__(self, path: Path, columns: Sequence[str] | None = None) -> None:
         self._path = path
         self._columns = columns
+        self._share_read = 0.0
 
     @property
     def size_bytes(self) -> int:
         """Bytes on disk."""
         return self._path.stat().st_size
+
+    @property
+    def num_bytes_read(self) -> int:
+        """Bytes on disk read so far, by the share of rows."""
+        return int(self._share_read * self.size_bytes)
 
     @property
     def sha256(self) -> str:
@@ -55,6 +61,7 @@ class ParquetReader:
                     lines = np.arange(first_row, first_row + len(batch))
                     yield RawBatch(lines, pa.RecordBatch.from_arrays(arrays, names), [])
                     first_row += len(batch)
+                    self._share_read = (first_row - 1) / file.metadata.num_rows
         except (pa.ArrowException, OSError) as problem:
             raise DataError(
                 f"{self._path.name}: not a Parquet file, or a damaged one: {problem}; write or "

@@ -1,14 +1,16 @@
 """External shuffle: encoded rows -> parts on disk, with memory for a few parts at a time.
 
 First each row goes to a part: a train row to one drawn at random, any other to the next in input
-order. Rows are appended to one spool file a part. Then each spool is loaded alone, permuted (train
-only) and becomes the part. A random part and a random order in it make a uniform permutation.
+order. Each span of rows is written to a spool of its own, sorted by part. Then a part's rows are
+read from all spools, permuted (train only) and become the part. A random part and a random order
+in it make a uniform permutation.
 
 Invariant: the parts are a function of the rows, their order, the splits, the seed and `part_bytes`
 alone; neither memory nor the number of workers enters.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,64 +113,117 @@ class PartPlan:
         return int(np.searchsorted(np.cumsum(self.num_parts), part, side="right"))
 
 
-def pieces(rows: pa.RecordBatch, parts: NDArray[np.int32], num_parts: int) -> Iterator["Piece"]:
-    """Sort a block's rows by part; each part's rows stay in order.
+class SpoolWriter:
+    """Collects a span's encoded rows in one file, sorted by part, each part's rows in order.
+
+    Rows wait in memory until they fill the buffer; what then is written for one part is a piece.
+    The file: all pieces as Arrow IPC messages; where each begins and the last ends, int64 by buffer
+    and part; the number of buffers, int64.
 
     Args:
-        rows: Encoded rows.
-        parts: The part of each, shape (n,).
+        path: File to write.
         num_parts: Number of all parts.
+        buffer_bytes: Bytes of waiting rows beyond which they are written; writing takes as much
+            again, and one column.
     """
-    order, bounds = _order_by_part(parts, num_parts)
-    rows = rows.take(pa.array(order))
-    for part in np.flatnonzero(np.diff(bounds)).tolist():
-        piece = rows.slice(bounds[part], bounds[part + 1] - bounds[part])
-        yield Piece(part, piece.serialize())
+
+    def __init__(self, path: Path, num_parts: int, buffer_bytes: int) -> None:
+        self._file = path.open("wb")
+        self._num_parts = num_parts
+        self._buffer_bytes = buffer_bytes
+        self._rows: list[pa.RecordBatch] = []
+        self._parts: list[NDArray[np.int32]] = []
+        self._num_bytes = 0
+        self._offsets: list[NDArray[np.int64]] = []
+
+    def __enter__(self) -> "SpoolWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what waits and where the pieces are; after an error, only close."""
+        try:
+            if kind is None:
+                self._flush()
+                index = np.concatenate([*self._offsets, [len(self._offsets)]])
+                self._file.write(index.astype(np.int64).data)
+        finally:
+            self._file.close()
+
+    def append(self, rows: pa.RecordBatch, parts: NDArray[np.int32]) -> None:
+        """Take encoded rows and the part of each, shape (n,)."""
+        self._rows.append(rows)
+        self._parts.append(parts)
+        self._num_bytes += rows.nbytes
+        if self._num_bytes > self._buffer_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        order, bounds = _order_by_part(np.concatenate(self._parts), self._num_parts)
+        rows = _joined(self._rows, pa.array(order))
+        self._rows, self._parts, self._num_bytes = [], [], 0
+        offsets = np.empty(self._num_parts + 1, dtype=np.int64)
+        for part in range(self._num_parts):
+            offsets[part] = self._file.tell()
+            if bounds[part] < bounds[part + 1]:
+                piece = rows.slice(bounds[part], bounds[part + 1] - bounds[part])
+                self._file.write(piece.serialize())
+        offsets[self._num_parts] = self._file.tell()
+        self._offsets.append(offsets)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some rows of one part, as an Arrow IPC message."""
-
-    part: int
-    message: pa.Buffer
-
-    def append_to(self, folder: Path) -> None:
-        """Append the rows to the part's spool."""
-        with spool_path(folder, self.part).open("ab") as file:
-            file.write(self.message)
-
-
-def spool_path(folder: Path, part: int) -> Path:
-    """Where a part's rows are collected."""
-    return folder / f"{part:05d}.spool"
+def read_pieces(spool: Path, num_parts: int, part: int) -> Iterator[pa.Buffer]:
+    """The pieces of one part in a spool, in order."""
+    with spool.open("rb") as file:
+        index_end = file.seek(-8, os.SEEK_END)
+        num_buffers = int(np.frombuffer(file.read(8), dtype=np.int64)[0])
+        index = index_end - 8 * num_buffers * (num_parts + 1)
+        for number in range(num_buffers):
+            file.seek(index + 8 * (number * (num_parts + 1) + part))
+            start, stop = np.frombuffer(file.read(16), dtype=np.int64).tolist()
+            if start < stop:
+                file.seek(start)
+                yield pa.py_buffer(file.read(stop - start))
 
 
-def load_part(spool: Path, schema: pa.Schema, plan: PartPlan, part: int) -> pa.RecordBatch:
-    """The rows of a part in their final order; takes twice the spool's memory.
+def load_part(
+    spools: Sequence[Path], schema: pa.Schema, plan: PartPlan, part: int
+) -> pa.RecordBatch | None:
+    """The rows of a part in their final order; takes twice the part's memory, and one column.
 
     Args:
-        spool: Where the rows were collected, in input order.
+        spools: Of all spans, in input order.
         schema: Encoded columns.
         plan: Says whether and how the part is permuted.
         part: Its number.
+
+    Returns:
+        None where no row was drawn for it.
     """
-    batches = []
-    with pa.memory_map(str(spool)) as source:
-        while source.tell() < source.size():
-            batches.append(pa.ipc.read_record_batch(pa.ipc.read_message(source), schema))
-        rows = pa.Table.from_batches(batches)
-        order = None
-        if plan.is_shuffled(part):
-            keys = draws(stream(plan.seed, f"order of part {part}"), 0, rows.num_rows)
-            order = pa.array(np.argsort(keys))
-        columns = [_joined(column, order) for column in rows.columns]
+    batches = [
+        pa.ipc.read_record_batch(pa.ipc.read_message(piece), schema)
+        for spool in spools
+        for piece in read_pieces(spool, len(plan), part)
+    ]
+    if not batches:
+        return None
+    order = None
+    if plan.is_shuffled(part):
+        num_rows = sum(batch.num_rows for batch in batches)
+        keys = draws(stream(plan.seed, f"order of part {part}"), 0, num_rows)
+        order = pa.array(np.argsort(keys))
+    return _joined(batches, order)
+
+
+def _joined(batches: Sequence[pa.RecordBatch], order: pa.Array | None) -> pa.RecordBatch:
+    """All rows, reordered, column by column so that one at a time lies in memory a third time."""
+    schema = batches[0].schema
+    columns = []
+    for number in range(len(schema)):
+        joined = pa.concat_arrays([batch.column(number) for batch in batches])
+        columns.append(joined if order is None else joined.take(order))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _joined(column: pa.ChunkedArray, order: pa.Array | None) -> pa.Array:
-    joined = pa.concat_arrays(column.chunks)
-    return joined if order is None else joined.take(order)
 
 
 @njit(cache=True, nogil=True)

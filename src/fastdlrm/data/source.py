@@ -7,11 +7,10 @@ and counted. `fastdlrm.data.convert` tells what the staged columns hold.
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -119,10 +118,10 @@ def stage_file(
     schema: Schema,
     out: Path,
     *,
-    on_bad_row: Literal["error", "skip"],
-    remedy: str = "correct the row",
+    remedy: str | None = "correct the row",
     labelled: bool = True,
     time_column: str = "",
+    report: Callable[[int], None] = lambda num_bytes: None,
 ) -> StagedFile:
     """Read a raw file once, check and type every row, write a Parquet file.
 
@@ -137,14 +136,14 @@ def stage_file(
         source: Its layout.
         schema: Its columns.
         out: File to write; it appears complete or not at all.
-        on_bad_row: Whether a bad row ends the reading or is left out.
-        remedy: What the message about a bad row says to do.
+        remedy: What the message about a bad row says to do; None leaves bad rows out.
         labelled: Whether the label is read. If not, the label's column may be absent; in a
             headerless text file it is if rows have one field less than columns are declared.
         time_column: Raw column that becomes `__time`; empty for none.
+        report: Called now and then with the bytes read since the last call; may raise to stop.
 
     Raises:
-        DataError: A bad row under "error"; the file is missing, unreadable, damaged, without a
+        DataError: A bad row, with a remedy; the file is missing, unreadable, damaged, without a
             single good row, or lacks a column; `out` cannot be written.
         ConfigError: The layout is contradictory, or declares no such column.
     """
@@ -161,14 +160,16 @@ def stage_file(
         may_lack = "" if labelled else schema.label.column
         reader = TextReader(path, source, converter.columns, may_lack)
     unit = "line" if source.format == "csv" else "row"
-    bad_rows = _BadRows(path.name, unit, remedy if on_bad_row == "error" else None)
-    num_found = 0
+    bad_rows = _BadRows(path.name, unit, remedy)
+    num_found, num_bytes = 0, 0
     with _open_staged(out) as staged:
         for raw in reader.batches():
             rows, flaws = converter.convert(raw.columns)
             bad_rows.add(raw.bad + [(int(raw.lines[row]), what) for row, what in flaws.items()])
             staged.append(_without(rows, list(flaws)))
             num_found += len(raw.lines) + len(raw.bad)
+            report(reader.num_bytes_read - num_bytes)
+            num_bytes = reader.num_bytes_read
         if staged.num_rows == 0:
             raise bad_rows.nothing_left()
         require_all(path.name, "rows", num_found, staged.finish() + bad_rows.num_rows)

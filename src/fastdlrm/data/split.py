@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fastdlrm.contracts.manifest import SplitInfo
 from fastdlrm.data.config import Holdout, SplitConfig
 from fastdlrm.data.keys import stream, uniforms
-from fastdlrm.data.sql import select
+from fastdlrm.data.sql import select_values
 from fastdlrm.data.staged import LABEL, TIME, Block, StagedRows
 from fastdlrm.errors import ConfigError, DataError
 
@@ -35,7 +35,7 @@ class _Cut:
 
     first_row: int | None = None
     first_time: int | float | None = None
-    stream: np.uint64 | None = None
+    stream: int | None = None
     share: float = 0.0
 
     def takes(self, block: Block) -> Mask:
@@ -44,7 +44,7 @@ class _Cut:
             return np.arange(block.start, block.stop) >= self.first_row
         if self.first_time is not None:
             return _times(block) >= self.first_time
-        return uniforms(self.stream, block.start, block.stop) < self.share
+        return uniforms(np.uint64(self.stream or 0), block.start, block.stop) < self.share
 
 
 _NOTHING = _Cut(first_row=sys.maxsize)
@@ -198,7 +198,7 @@ def _resolve(
     if holdout.by == "time":
         return _Cut(first_time=_last_rest_time(rows, taken, num_wanted, connection))
     share = holdout.amount * rows.num_rows / int(rest.sum())
-    return _Cut(stream=stream(seed, name), share=share)
+    return _Cut(stream=int(stream(seed, name)), share=share)
 
 
 def _empty(name: str, holdout: Holdout, found: str) -> DataError:
@@ -284,7 +284,7 @@ def _last_rest_time(
     """The time of the `num_wanted`-th latest row that is left."""
     left = (pa.array(_times(block)[taken.assign(block) == TRAIN]) for block in rows.blocks([TIME]))
     query = f"FROM stream ORDER BY value DESC LIMIT 1 OFFSET {num_wanted - 1}"
-    found = select(connection, rows.schema.field(TIME).type, left, query).read_all()
+    found = select_values(connection, rows.schema.field(TIME).type, left, query).read_all()
     time: int | float = found.column(0)[0].as_py()
     return time
 

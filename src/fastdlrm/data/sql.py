@@ -27,19 +27,30 @@ def connect(memory_bytes: int, temp_folder: Path, num_threads: int) -> duckdb.Du
 
 def select(
     connection: duckdb.DuckDBPyConnection,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    query: str,
+) -> pa.RecordBatchReader:
+    """Run a query on the table `stream`.
+
+    Args:
+        connection: Sorts and groups, spilling to disk.
+        schema: Of the table.
+        batches: Its rows; read once, while the result is read.
+        query: Reads `stream` once.
+    """
+    reader = pa.RecordBatchReader.from_batches(schema, batches)
+    relation = connection.cursor().from_arrow(reader).query("stream", query)
+    return pa.RecordBatchReader.from_stream(relation)
+
+
+def select_values(
+    connection: duckdb.DuckDBPyConnection,
     value_type: pa.DataType,
     arrays: Iterable[pa.Array],
     query: str,
 ) -> pa.RecordBatchReader:
-    """Run a query on the table `stream`, whose only column is `value`.
-
-    Args:
-        connection: Sorts and groups, spilling to disk.
-        value_type: Of the values.
-        arrays: The values; read once, while the result is read.
-        query: Reads `stream` once.
-    """
-    batches = (pa.record_batch([array], names=["value"]) for array in arrays)
-    reader = pa.RecordBatchReader.from_batches(pa.schema([("value", value_type)]), batches)
-    relation = connection.cursor().from_arrow(reader).query("stream", query)
-    return pa.RecordBatchReader.from_stream(relation)
+    """Run a query on the table `stream`, whose only column is `value`, as `select` does."""
+    schema = pa.schema([("value", value_type)])
+    batches = (pa.record_batch([array], schema=schema) for array in arrays)
+    return select(connection, schema, batches, query)

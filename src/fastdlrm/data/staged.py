@@ -17,6 +17,8 @@ TIME = "__time"
 
 BLOCK_ROWS = 131_072
 """Most rows read at once."""
+SPAN_ROW_GROUPS = 32
+"""Most row groups of a span: what is counted, or encoded, as one task."""
 
 
 def dense_column(feature: str) -> str:
@@ -62,11 +64,30 @@ class Chunk:
     num_rows: int
 
 
+def spans(row_groups: Sequence[int]) -> list[range]:
+    """Cut each file into equal runs of row groups, at most SPAN_ROW_GROUPS in one.
+
+    Args:
+        row_groups: Of each file.
+
+    Returns:
+        Numbers of chunks, as in `StagedRows.chunks`.
+    """
+    found, first = [], 0
+    for number in row_groups:
+        num_spans = -(-number // SPAN_ROW_GROUPS)
+        for place in range(num_spans):
+            start, stop = (first + number * (place + i) // num_spans for i in (0, 1))
+            found.append(range(start, stop))
+        first += number
+    return found
+
+
 class StagedRows:
     """All staged files of one `prepare`, in the order of the inputs.
 
     Each thread keeps the file open that it read last, so that a file with many row groups is not
-    opened for each of them.
+    opened for each of them. Pickled, it is opened anew.
 
     Attributes:
         chunks: Every row group, in order.
@@ -76,6 +97,7 @@ class StagedRows:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = tuple(paths)
         self.chunks: list[Chunk] = []
         self.file_starts = [0]
         self.schema = pq.read_schema(paths[0])
@@ -92,6 +114,9 @@ class StagedRows:
                     self.num_ids[self.schema.names[i]] += stored.column(i).num_values
             self.file_starts.append(start)
         self._opened = threading.local()
+
+    def __reduce__(self) -> tuple[type["StagedRows"], tuple[tuple[Path, ...]]]:
+        return StagedRows, (self._paths,)
 
     @property
     def num_rows(self) -> int:

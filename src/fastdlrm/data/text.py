@@ -87,6 +87,11 @@ class TextReader:
 
     @property
     def size_bytes(self) -> int:
+        """Bytes on disk, those read so far."""
+        return self._scan.size_bytes
+
+    @property
+    def num_bytes_read(self) -> int:
         """Bytes on disk read so far."""
         return self._scan.size_bytes
 

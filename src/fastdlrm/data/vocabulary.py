@@ -3,7 +3,7 @@
 On disk as `fastdlrm.contracts.encoding` says. All features of a table are counted together.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -15,28 +15,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import TableEncoding
-from fastdlrm.contracts.schema import (
-    CALENDAR_KEYS,
-    FIRST_ID,
-    Key,
-    Schema,
-    SparseFeature,
-    Table,
-)
-from fastdlrm.data.features import hashed_texts, key_values, present_values
+from fastdlrm.contracts.schema import CALENDAR_KEYS, FIRST_ID, Key, Schema, Table
+from fastdlrm.data.counts import TEXT_RUN, read_run, read_texts
+from fastdlrm.data.features import hashed_texts
 from fastdlrm.data.keys import Keys
 from fastdlrm.data.keytable import KeyCounter
-from fastdlrm.data.split import Splits
 from fastdlrm.data.sql import select
-from fastdlrm.data.staged import StagedRows, sparse_column
 from fastdlrm.errors import ConfigError, DataError
 
 _FIELDS = pa.schema([("key", pa.uint64()), ("value", pa.string()), ("count", pa.uint64())])
 _SORT_BYTES = 56
 """Memory that sorting takes for a value, its text aside."""
 _WRITE_ROWS = 1 << 20
-
-Edges = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +82,20 @@ def check_tables(schema: Schema) -> None:
             )
 
 
-def fit_vocabulary(
+def merge_vocabulary(
     table: Table,
-    features: Sequence[SparseFeature],
-    rows: StagedRows,
-    splits: Splits,
+    key: Key,
+    runs: Sequence[Path],
     *,
-    edges: Edges,
     connection: duckdb.DuckDBPyConnection,
     memory_bytes: int,
 ) -> Vocabulary:
-    """Count the train rows' values and keep the frequent ones.
+    """Sum the counts of all runs and keep the frequent values.
 
     Args:
         table: Encoding "vocabulary".
-        features: All features of the table.
-        rows: Staged rows.
-        splits: Says which rows are train.
-        edges: Inner bucket edges of each feature of key "quantile".
+        key: Of the table's features.
+        runs: As `fastdlrm.data.counts` writes them; their order does not matter.
         connection: Groups texts, spilling to disk.
         memory_bytes: Most memory to take, that of the connection aside.
 
@@ -117,17 +103,10 @@ def fit_vocabulary(
         DataError: The vocabulary does not fit the memory, or two texts have the same key.
     """
     candidates = _Candidates(table, memory_bytes)
-
-    def values() -> Iterator[tuple[SparseFeature, pa.Array]]:
-        for feature in features:
-            for column in splits.train_values(rows, sparse_column(feature.name)):
-                yield feature, present_values(column)
-
-    if features[0].key == "string":
-        texts = (array for _, array in values())
-        num_counted = _count_texts(texts, candidates, connection)
+    if key == "string":
+        num_counted = _merge_texts(runs, candidates, connection)
     else:
-        num_counted = _count_keys(values, candidates, edges, memory_bytes // 2)
+        num_counted = _merge_keys(runs, candidates, memory_bytes // 2)
     return candidates.vocabulary(num_counted)
 
 
@@ -256,21 +235,17 @@ class _Candidates:
         )
 
 
-def _count_keys(
-    values: Callable[[], Iterator[tuple[SparseFeature, pa.Array]]],
-    candidates: _Candidates,
-    edges: Edges,
-    memory_bytes: int,
-) -> int:
-    """Count keys, in several passes over the values where memory asks for them.
+def _merge_keys(runs: Sequence[Path], candidates: _Candidates, memory_bytes: int) -> int:
+    """Sum by key, in several passes over the runs where memory asks for them, each over its part.
 
     Returns:
         Number of all values.
     """
     counter, num_counted = KeyCounter(memory_bytes), 0
     while not counter.is_done:
-        for feature, array in values():
-            counter.add(key_values(feature, array, edges.get(feature.name, ())))
+        for run in runs:
+            for keys, counts in read_run(run, *counter.span):
+                counter.add(keys, counts)
         keys, counts = counter.finish_pass()
         num_counted += int(counts.sum())
         is_frequent = counts >= candidates.table.min_count
@@ -278,29 +253,28 @@ def _count_keys(
     return num_counted
 
 
-def _count_texts(
-    values: Iterable[pa.Array],
-    candidates: _Candidates,
-    connection: duckdb.DuckDBPyConnection,
+def _merge_texts(
+    runs: Sequence[Path], candidates: _Candidates, connection: duckdb.DuckDBPyConnection
 ) -> int:
-    """Group texts on disk where memory asks for it, then hash each once.
+    """Sum by text, on disk where memory asks for it, then hash each once.
 
     Returns:
         Number of all values.
     """
     num_counted = 0
 
-    def texts() -> Iterator[pa.Array]:
+    def batches() -> Iterator[pa.RecordBatch]:
         nonlocal num_counted
-        for array in values:
-            num_counted += len(array)
-            yield array
+        for run in runs:
+            for batch in read_texts(run):
+                num_counted += pc.sum(batch.column(1)).as_py() or 0
+                yield batch
 
     query = (
-        "SELECT value, count(*)::UBIGINT AS num FROM stream GROUP BY value "
+        'SELECT value, sum("count")::UBIGINT AS num FROM stream GROUP BY value '
         f"HAVING num >= {candidates.table.min_count}"
     )
-    for batch in select(connection, pa.string(), texts(), query):
+    for batch in select(connection, TEXT_RUN, batches(), query):
         found, counts = batch.columns
         candidates.add(hashed_texts(found), counts.to_numpy(), found)
     return num_counted

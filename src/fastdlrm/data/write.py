@@ -90,8 +90,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()
     with disk_errors(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise DataError(f"{out}: exists and is not an empty folder; remove it or name another")
+        require_free(out)
         partial = out.parent / f".{out.name}.partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our id
         partial.mkdir(parents=True)
@@ -103,6 +102,16 @@ def new_folder(out: Path) -> Iterator[Path]:
             sync_folder(out.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_free(out: Path) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        DataError: `out` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not an empty folder; remove it or name another")
 
 
 @contextmanager

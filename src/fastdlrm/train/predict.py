@@ -111,7 +111,7 @@ def _stage(run: Run, path: Path, out: Path, labelled: bool) -> None:
     if labelled:
         remedy += "; if the file has no labels, pass --unlabelled"
     try:
-        stage_file(path, source, schema, out, on_bad_row="error", remedy=remedy, labelled=labelled)
+        stage_file(path, source, schema, out, remedy=remedy, labelled=labelled)
     except DataError as problem:
         if labelled and f"lacks column {schema.label.column!r}" in str(problem):
             raise DataError(f"{problem}, or pass --unlabelled") from problem

@@ -54,7 +54,7 @@ def stage(
         source,
         schema,
         path.parent / "staged.parquet",
-        on_bad_row=on_bad_row,
+        remedy="correct the row" if on_bad_row == "error" else None,
         labelled=labelled,
         time_column=time_column,
     )

@@ -1,39 +1,17 @@
-import logging
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from fastdlrm.contracts.encoding import HASH_VERSION, DenseStatistics, Encoding
-from fastdlrm.contracts.schema import Schema
 from fastdlrm.data.config import Holdout, SplitConfig
-from fastdlrm.data.fit import Fitter
-from fastdlrm.data.split import resolve_splits
-from fastdlrm.data.staged import StagedRows
 from fastdlrm.errors import DataError
 from tests import staging
-from tests.staging import EVERYTHING_TRAIN, NONE, dense, sparse, staged, table
+from tests.staging import NONE, dense, fit, sparse, staged, table
 
 F64 = pa.float64()
 LAST_FILE_IS_TEST = SplitConfig(validation=NONE, test=Holdout(by="file", amount=1))
-
-
-def fit(
-    folder: Path, rows: StagedRows, schema: Schema, split: SplitConfig = EVERYTHING_TRAIN
-) -> Encoding:
-    with duckdb.connect() as connection:
-        fitter = Fitter(
-            rows=rows,
-            splits=resolve_splits(rows, split, 0, connection),
-            schema=schema,
-            folder=folder,
-            connection=connection,
-            memory_bytes=1 << 24,
-            num_workers=2,
-        )
-        return fitter.fit(lambda share: None)
 
 
 def test_statistics_by_hand(tmp_path: Path) -> None:
@@ -62,14 +40,10 @@ def test_statistics_do_not_depend_on_row_groups(tmp_path: Path) -> None:
     assert fitted[0].dense["x"].std == pytest.approx(numbers["d.x"].to_numpy().std(), rel=1e-9)
 
 
-def test_a_constant_column_has_std_1_and_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_constant_column_has_std_0(tmp_path: Path) -> None:
     rows = staged(tmp_path, {"d.x": pa.array([3.5, 3.5, 3.5])})
-    with caplog.at_level(logging.WARNING):
-        encoding = fit(tmp_path, rows, staging.schema(dense("x", "standardize")))
-    assert encoding.dense["x"] == DenseStatistics(mean=3.5, std=1.0)
-    assert "dense feature 'x' is 3.5 in every train row" in caplog.text
+    encoding = fit(tmp_path, rows, staging.schema(dense("x", "standardize")))
+    assert encoding.dense["x"] == DenseStatistics(mean=3.5, std=0.0)
 
 
 def test_an_infinite_number_is_refused(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^/.*/folder/staged\.parquet: the disk refuses: .*; check"
     ):
-        stage_file(tmp_path / "log", TSV, SCHEMA, out, on_bad_row="skip")
+        stage_file(tmp_path / "log", TSV, SCHEMA, out, remedy=None)
 
 
 FULL_DISK = """

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fastdlrm.data.shuffle import PartPlan, load_part, pieces, spool_path
+from fastdlrm.data.shuffle import PartPlan, SpoolWriter, load_part
 
 SCHEMA = pa.schema(
     [
@@ -40,22 +40,25 @@ def shuffled(
     seed: int = 0,
     rows_per_part: int = 100,
     block_rows: int = 64,
+    span_blocks: int = 3,
+    buffer_bytes: int = 1 << 20,
 ) -> dict[str, pa.RecordBatch]:
     """Scatter and gather all rows; the parts by path."""
     folder.mkdir()
     num_rows = np.bincount(split, minlength=3)
     plan = PartPlan.of(num_rows, 10.0, shuffle=shuffle, seed=seed, part_bytes=10 * rows_per_part)
     ranks = np.zeros(3, np.int64)
-    for start in range(0, len(split), block_rows):
-        block = split[start : start + block_rows]
-        parts = plan.parts_of(block, start, ranks)
-        for piece in pieces(encoded(start, start + len(block)), parts, len(plan)):
-            piece.append_to(folder)
-        ranks += np.bincount(block, minlength=3)
-    return {
-        plan.path(part): load_part(spool_path(folder, part), SCHEMA, plan, part)
-        for part in range(len(plan))
-    }
+    spools = []
+    for first in range(0, len(split), block_rows * span_blocks):
+        spools.append(folder / f"{first}.spool")
+        with SpoolWriter(spools[-1], len(plan), buffer_bytes) as spool:
+            span = split[first : first + block_rows * span_blocks]
+            for start in range(first, first + len(span), block_rows):
+                block = span[start - first : start - first + block_rows]
+                parts = plan.parts_of(block, start, ranks)
+                spool.append(encoded(start, start + len(block)), parts)
+                ranks += np.bincount(block, minlength=3)
+    return {plan.path(part): load_part(spools, SCHEMA, plan, part) for part in range(len(plan))}
 
 
 def numbers(parts: dict[str, pa.RecordBatch], split: str = "train") -> list[int]:
@@ -83,6 +86,8 @@ def test_a_permutation_of_whole_rows(tmp_path: Path) -> None:
 def test_a_function_of_rows_and_seed_alone(tmp_path: Path) -> None:
     first = shuffled(tmp_path / "a", ALL_TRAIN)
     assert shuffled(tmp_path / "b", ALL_TRAIN, block_rows=999) == first
+    assert shuffled(tmp_path / "d", ALL_TRAIN, span_blocks=1) == first
+    assert shuffled(tmp_path / "e", ALL_TRAIN, buffer_bytes=0) == first
     assert numbers(shuffled(tmp_path / "c", ALL_TRAIN, seed=1)) != numbers(first)
 
 
@@ -132,3 +137,13 @@ def test_every_place_is_equally_likely(tmp_path: Path, num_parts: int) -> None:
         )
         np.add.at(table, (np.array(numbers(parts)) // 100, np.arange(1000) // 100), 1)
     assert ((table - 600) ** 2 / 600).sum() < 145
+
+
+def test_a_part_that_no_row_was_drawn_for_is_absent(tmp_path: Path) -> None:
+    plan = PartPlan(num_parts=(3, 0, 0), rows_per_part=(1, 0, 0), shuffle=True, seed=0)
+    spools = [tmp_path / "0", tmp_path / "1"]
+    for number, spool in enumerate(spools):
+        with SpoolWriter(spool, len(plan), 1 << 20) as writer:
+            writer.append(encoded(number, number + 1), np.array([2 * number], np.int32))
+    loaded = [load_part(spools, SCHEMA, plan, part) for part in range(3)]
+    assert [rows and rows.column("row").to_pylist() for rows in loaded] == [[0.0], None, [1.0]]

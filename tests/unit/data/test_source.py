@@ -127,7 +127,7 @@ def test_the_real_criteo_sample(tmp_path: Path) -> None:
     data = load_config("criteo-generated", Recipe).data
     path = shared_data() / "criteo_sample" / "day_3.gz"
     out = tmp_path / "staged.parquet"
-    staged = stage_file(path, data.source, data.schema(), out, on_bad_row="error")
+    staged = stage_file(path, data.source, data.schema(), out)
     rows = rows_of(staged)
     text = gzip.decompress(path.read_bytes()).decode()
     log = [line.split("\t") for line in text.splitlines()]
@@ -181,7 +181,7 @@ def test_files_are_staged_by_threads_alike(tmp_path: Path) -> None:
 
     def staged_beside(path: Path) -> StagedFile:
         out = path.with_suffix(".parquet")
-        return stage_file(path, TSV, SCHEMA, out, on_bad_row="error")
+        return stage_file(path, TSV, SCHEMA, out)
 
     with ThreadPoolExecutor(4) as pool:
         staged = list(pool.map(staged_beside, paths))

@@ -10,7 +10,6 @@ from fastdlrm.contracts.encoding import TableEncoding
 from fastdlrm.contracts.hashing import text_key
 from fastdlrm.contracts.schema import Schema, Table
 from fastdlrm.data.config import Holdout, SplitConfig
-from fastdlrm.data.fit import Fitter
 from fastdlrm.data.split import resolve_splits
 from fastdlrm.data.staged import StagedRows
 from fastdlrm.data.vocabulary import check_tables, read_keys, read_values, vocabulary_path
@@ -28,20 +27,8 @@ def fit(
     split: SplitConfig = EVERYTHING_TRAIN,
     memory_bytes: int = 1 << 26,
 ) -> dict[str, TableEncoding]:
-    """Fit all tables, one at a time; vocabularies go to `folder`."""
-    folder.mkdir(exist_ok=True)
-    with duckdb.connect() as connection:
-        splits = resolve_splits(rows, split, 0, connection)
-        fitter = Fitter(
-            rows=rows,
-            splits=splits,
-            schema=schema,
-            folder=folder,
-            connection=connection,
-            memory_bytes=memory_bytes,
-            num_workers=1,
-        )
-        return fitter.fit(lambda share: None).tables
+    """Fit all tables; vocabularies go to `folder`."""
+    return staging.fit(folder, rows, schema, split, memory_bytes=memory_bytes).tables
 
 
 def written(folder: Path, name: str) -> list[tuple[int, str, int]]:
