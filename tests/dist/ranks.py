@@ -40,7 +40,7 @@ class Ranks:
         """
         if not self._processes:
             self._start()
-        port = _free_port()
+        port = free_port()
         pipes = self._pipes[:size]
         for rank, pipe in enumerate(pipes):
             pipe.send((function, rank, size, port, arguments))
@@ -111,7 +111,7 @@ def _serve(pipe: Connection) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

@@ -6,7 +6,7 @@ import torch
 from fastdlrm.train.config import SparseOptimizerConfig
 from fastdlrm.train.step import TrainStep
 from tests.dist.ranks import Ranks
-from tests.dist.training import make_plan, train, whole
+from tests.dist.training import Case, make_plan, train, whole
 from tests.training import bags, make_config, make_model, single_ids, state_of, take
 
 pytestmark = [
@@ -36,7 +36,7 @@ def test_two_gpus_are_one_process(
     batches = [draw(seed) for seed in range(NUM_STEPS)]
     one = TrainStep(make_model(), config)
     expected_losses = take(one, batches)
-    results = ranks.run(train, 2, make_plan(2, **sharding), config, batches, {}, "cuda")
+    results = ranks.run(train, 2, Case(make_plan(2, **sharding), config, batches), "cuda")
     losses = torch.tensor([result[0] for result in results]).sum(0)
     torch.testing.assert_close(losses, expected_losses, rtol=1e-4, atol=1e-5)
     found, expected = whole([result[1] for result in results]), state_of(one)
@@ -60,6 +60,7 @@ def test_bf16_and_the_graph_take_the_very_steps(ranks: Ranks, sharding: dict[str
             use_cuda_graph=use_cuda_graph,
         )
         batches = [single_ids(seed) for seed in range(NUM_STEPS)]
-        results.append(ranks.run(train, 2, make_plan(2, **sharding), config, batches, {}, "cuda"))
+        case = Case(make_plan(2, **sharding), config, batches)
+        results.append(ranks.run(train, 2, case, "cuda"))
     with_graph, without = (whole([state for _, state in result]) for result in results)
     assert [name for name in with_graph if not torch.equal(with_graph[name], without[name])] == []

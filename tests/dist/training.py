@@ -1,6 +1,7 @@
 """Training on several ranks, put together again so that it can be held against one process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,43 +44,63 @@ def make_plan(world_size: int, **sharding: str) -> ShardingPlan:
     )
 
 
-def train(
-    plan: ShardingPlan,
-    config: TrainConfig,
-    batches: Sequence[Batch],
-    model: dict[str, object],
-    device: str = "cpu",
-) -> tuple[list[float], State]:
+class Case(NamedTuple):
+    """A training to be done.
+
+    Attributes:
+        plan: Where the tables lie.
+        config: How to train.
+        batches: Global ones.
+        model: Keywords of `make_model`.
+    """
+
+    plan: ShardingPlan
+    config: TrainConfig
+    batches: Sequence[Batch]
+    model: Mapping[str, object] = {}
+
+
+def train(case: Case, device: str = "cpu") -> tuple[list[float], State]:
     """On one rank: steps on its share of global batches; its losses and its state, on the CPU."""
-    changes = dict(model)
     with World.of_environment(device) as world:
-        tables = ShardedTables(
-            plan,
-            FEATURES,
-            world,
-            pooling=changes.get("pooling", "sum"),
-            dtype=changes.pop("table_dtype", torch.float32),
-        )
-        made = make_model(tables=tables, **changes)
-        if device == "cuda":
-            made = on_gpu(made, plan, world)
-        step = TrainStep(made, config, world)
-        losses = []
-        for k, batch in enumerate(batches):
-            start, stop = rank_slice(batch.num_samples, world.rank, world.size)
-            own = own_part(batch, start, stop)
-            losses.append(float(step(own, k, batch.num_samples)))
-        step.close()
-        groups = {
-            "model": step.model.state_tensors(),
-            "sparse": step.sparse_optimizer.state_tensors(),
-            "dense": step.dense_optimizer.state_tensors(),
-        }
-        return losses, {
-            f"{group}.{name}": _detached(part)
-            for group, parts in groups.items()
-            for name, part in parts.items()
-        }
+        return _train(case, world, device)
+
+
+def train_all(cases: Sequence[Case]) -> list[tuple[list[float], State]]:
+    """`train` for one case after the other, on the CPU: the ranks meet only once."""
+    with World.of_environment() as world:
+        return [_train(case, world, "cpu") for case in cases]
+
+
+def _train(case: Case, world: World, device: str) -> tuple[list[float], State]:
+    changes = dict(case.model)
+    tables = ShardedTables(
+        case.plan,
+        FEATURES,
+        world,
+        pooling=changes.get("pooling", "sum"),
+        dtype=changes.pop("table_dtype", torch.float32),
+    )
+    model = make_model(tables=tables, **changes)
+    if device == "cuda":
+        model = on_gpu(model, case.plan, world)
+    step = TrainStep(model, case.config, world)
+    losses = []
+    for k, batch in enumerate(case.batches):
+        start, stop = rank_slice(batch.num_samples, world.rank, world.size)
+        own = own_part(batch, start, stop)
+        losses.append(float(step(own, k, batch.num_samples)))
+    step.close()
+    groups = {
+        "model": step.model.state_tensors(),
+        "sparse": step.sparse_optimizer.state_tensors(),
+        "dense": step.dense_optimizer.state_tensors(),
+    }
+    return losses, {
+        f"{group}.{name}": _detached(part)
+        for group, parts in groups.items()
+        for name, part in parts.items()
+    }
 
 
 def own_part(batch: Batch, start: int, stop: int) -> Batch:

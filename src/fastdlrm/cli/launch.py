@@ -17,7 +17,8 @@ def launch_again(arguments: Sequence[str], num_processes: int) -> None:
     try:
         launch(arguments, num_processes)
     except RankFailed as problem:
-        typer.echo(f"error: {problem}", err=True)
+        if not problem.is_told:
+            typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(problem.exit_code) from None
 
 

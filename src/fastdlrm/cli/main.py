@@ -41,6 +41,9 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _version(
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    local_rank: int = typer.Option(
+        0, "--local-rank", hidden=True, help="Given by torch.distributed.launch; LOCAL_RANK counts."
+    ),
 ) -> None:
     if version:
         typer.echo(__version__)
@@ -74,6 +77,8 @@ def main() -> None:
     except OSError as problem:
         typer.echo(f"error: {problem}; check the path, its disk and permissions", err=True)
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be taken away
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -41,24 +41,28 @@ def train(
     Several processes share the tables and the batches: --nproc 4 starts them on this machine,
     `torchrun ... -m fastdlrm train` on many. Any number of them may resume a run.
     """
+    from fastdlrm.config import load_config
+    from fastdlrm.train.recipe import Recipe
+
     if nproc > 1:
+        load_config(config, Recipe, overrides or ())  # a mistake is told before anything starts
         launch_again(without(sys.argv[1:], "--nproc"), nproc)
         return
-    from fastdlrm.config import load_config
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.parallel.world import World
     from fastdlrm.train.device import resolve_device
-    from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.run import Run
     from fastdlrm.train.sharding import shard
     from fastdlrm.train.trainer import Trainer
 
-    recipe = load_config(config, Recipe, overrides or ())
-    device = resolve_device(recipe.train.device)
+    with World.of_environment().alike():
+        recipe = load_config(config, Recipe, overrides or ())
+        device = resolve_device(recipe.train.device)
     with World.of_environment(device) as world:
-        dataset = Dataset.open(data)
+        dataset = world.on_each(lambda: Dataset.open(data))
         sharding = shard(recipe, dataset, world, device, plan)
-        make = Run.resume if resume or world.restart_count else Run.create
+        is_restart = world.any(world.restart_count > 0)
+        make = Run.resume if resume or is_restart else Run.create
         run = world.on_first(lambda: make(out, recipe, dataset))
         with _display(world.is_first) as (on_progress, on_message):
             trainer = Trainer(run, dataset, on_progress, on_message, world=world, sharding=sharding)

@@ -1,13 +1,15 @@
 """The ranks of a run and what they say to each other.
 
 One process is a world of one rank, without a process group. In a larger world tensors on a GPU go
-by NCCL, all else by Gloo. Only this module reads torchrun's environment.
+by NCCL, all else by Gloo. Only this module and torch read torchrun's environment.
 
 Shapes: W world size.
 """
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdlrm.errors import ConfigError, FastDLRMError
+from fastdlrm.parallel.meeting import meet
 
 T = TypeVar("T")
 
@@ -49,7 +52,8 @@ class World:
         size: W.
         local_rank: Rank within this machine.
         local_size: Ranks on this machine.
-        restart_count: How often torch elastic has started the ranks anew.
+        restart_count: How often torch elastic has started the ranks anew, as far as this rank
+            knows: it counts only the failures of its own machine.
     """
 
     def __init__(
@@ -91,16 +95,15 @@ class World:
             backend = "gloo"
             if self._on_gpu:
                 backend = "cpu:gloo,cuda:nccl"
-                if self.local_size > torch.cuda.device_count():
-                    raise ConfigError(
-                        f"{self.local_size} ranks on this machine, {torch.cuda.device_count()} "
-                        "GPUs; start a rank a GPU, or set train.device = 'cpu'"
-                    )
+                with self.alike():
+                    self._require_gpus(torch.cuda.device_count())
                 torch.cuda.set_device(self.local_rank)
             else:
                 cores = len(os.sched_getaffinity(0))
                 torch.set_num_threads(max(1, cores // self.local_size))
-            dist.init_process_group(backend, rank=self.rank, world_size=self.size)
+            store, is_again = meet(self.rank, self.size)
+            self.restart_count = max(self.restart_count, int(is_again))
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
             self._control = dist.new_group(backend="gloo")
         return self
 
@@ -110,10 +113,23 @@ class World:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Part from the others. After an error nothing waits for them: the launcher ends them."""
-        if self.size > 1 and kind is None:
+        """Part from the others. After an error nothing waits for them: the launcher ends them.
+
+        Raises:
+            FastDLRMError: What failed is the talk: another rank is gone.
+        """
+        if self.size == 1:
+            return
+        if kind is None:
             dist.barrier(group=self._control)
             dist.destroy_process_group()
+        elif isinstance(problem, RuntimeError) and _is_of_talk(problem):
+            # without the place in Gloo's source, and its guess
+            said = re.sub(r"^\[[^]]*\] |\. This is typically .*", "", str(problem).splitlines()[0])
+            raise FastDLRMError(
+                f"rank {self.rank}: another rank is gone: {said}; see what ended it, and continue "
+                "with --resume"
+            ) from problem
 
     def beside(self) -> "World":
         """The same ranks with a group of their own for `gather`, `broadcast` and `barrier`.
@@ -212,6 +228,16 @@ class World:
                 raise self.of_rank(rank, found)
         return results[0]
 
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """Around what all ranks do alike: of a machine's ranks the first alone tells an error."""
+        try:
+            yield
+        except FastDLRMError as problem:
+            if self.local_rank:
+                problem.add_note(OF_ANOTHER_RANK)
+            raise
+
     def any(self, is_so: bool) -> bool:
         """Whether it is so on any rank."""
         if self.size == 1:
@@ -219,6 +245,13 @@ class World:
         found = torch.tensor(int(is_so))
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
         return bool(found)
+
+    def _require_gpus(self, num_gpus: int) -> None:
+        if self.local_size > num_gpus:
+            raise ConfigError(
+                f"{self.local_size} ranks on this machine, {num_gpus} GPUs; start a rank a GPU, or "
+                "set train.device = 'cpu'"
+            )
 
     def of_rank(self, rank: int, problem: FastDLRMError) -> FastDLRMError:
         """An error to raise; one of another rank, which tells it itself, is marked."""
@@ -234,6 +267,11 @@ class World:
 
 ALONE = World()
 """A world of one rank."""
+
+
+def _is_of_talk(problem: RuntimeError) -> bool:
+    """Whether an error comes from the backend: NCCL's have a type, Gloo's only a text."""
+    return isinstance(problem, dist.DistError) or "gloo" in str(problem)
 
 
 def _bytes(tensor: Tensor) -> Tensor:

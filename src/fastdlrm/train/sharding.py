@@ -53,12 +53,13 @@ def shard(
     """
     if world.size == 1 and path is None:
         return None
-    if recipe.model.norm == "batch":
-        raise ConfigError(
-            f"model.norm is 'batch' with {world.size} ranks: each would normalise by its own "
-            "samples; set model.norm = 'layer' or 'none'"
-        )
-    work = workload_of(recipe, dataset)
+    with world.alike():
+        if recipe.model.norm == "batch":
+            raise ConfigError(
+                f"model.norm is 'batch' with {world.size} ranks: each would normalise by its own "
+                "samples; set model.norm = 'layer' or 'none'"
+            )
+        work = workload_of(recipe, dataset)
     topology = _topology(world, device)
 
     def decide() -> Sharding:

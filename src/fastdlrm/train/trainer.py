@@ -297,11 +297,12 @@ class Trainer:
         state = self._state
         self._world.all_reduce(self._window_loss).wait()
         loss = float(self._window_loss) / state.window_steps
-        if loss != loss:
-            raise DataError(
-                f"training loss is NaN at step {state.step}; lower the learning rates or set "
-                "train.gradient_clip_norm"
-            )
+        with self._world.alike():
+            if loss != loss:
+                raise DataError(
+                    f"training loss is NaN at step {state.step}; lower the learning rates or set "
+                    "train.gradient_clip_norm"
+                )
         config = self._config
         base = config.dense_optimizer.learning_rate
         rate = learning_rate(config.schedule, base, state.step - 1)
@@ -398,7 +399,7 @@ class Trainer:
         folder = store.folder_of(self.run.checkpoints, steps[-1])
         store.load_into(folder, self._tensors(), world=self._world)
         self._step.dense_optimizer.refresh()
-        checkpoint = store.load(folder, ("loop",))
+        checkpoint = self._world.on_each(lambda: store.load(folder, ("loop",)))
         loop = checkpoint.tensors["loop"]
         losses = [tensor for name, tensor in loop.items() if name.startswith("window_loss")]
         if len(losses) == self._world.size:
@@ -412,7 +413,8 @@ class Trainer:
         try:
             self._state = msgspec.convert(checkpoint.state, type=LoopState)
         except msgspec.ValidationError as problem:
-            raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
+            with self._world.alike():
+                raise CheckpointError(f"{folder}: its state is damaged: {problem}") from problem
         self._saved = checkpoint.state
         self._on_message(f"resumed at step {self._state.step} from {folder}")
 
