@@ -10,9 +10,12 @@ import pytest
 from tests.builders import ROOT, fastdlrm
 from tests.e2e.test_prepare_resume import bytes_of, killed, log, run  # noqa: F401
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray absent (pip install 'fastdlrm[ray]')"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="ray absent (pip install 'fastdlrm[ray]')"
+    ),
+    pytest.mark.xdist_group("ray"),  # "auto" finds any cluster of the machine
+]
 
 # One cluster serves all calls: Ray takes five seconds to start.
 DRIVER = """
