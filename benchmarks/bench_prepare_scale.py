@@ -27,7 +27,7 @@ from typing import Any
 from results_file import write
 
 DEFAULTS = {"rows": [2e6, 5e6, 10e6, 20e6], "memory": "4GiB", "workers": 2, "ray": ""}
-KILLED_ROWS = [2e6]
+KILLED_ROWS = [20e6]
 PRESET, NUM_FILES, SEED = "criteo-generated", 8, 7
 FASTDLRM = [sys.executable, "-m", "fastdlrm"]
 SAMPLE_S = 0.05

@@ -172,6 +172,26 @@ def parallel() -> str:
     return "\n".join(lines)
 
 
+def parallel_cpu() -> str:
+    """Steps on one and two ranks of a CPU, and how well they were predicted."""
+    lines = ["| shape | ranks | B a rank | ms | predicted | off |", "|---|---|---|---|---|---|"]
+    name = ""
+    for shape, batch in (("criteo-kaggle-1m", 1024), ("mlperf-100k", 512), ("rmc2-small", 128)):
+        for ranks in (1, 2):
+            name = f"parallel-cpu-{shape}-{ranks}x{batch}-fp32"
+            found = load(name)["result"]["plans"]["planned"]
+            cells = [
+                shape,
+                f"{ranks}",
+                f"{batch:,}",
+                f"{found['ms']:.1f}",
+                f"{found['predicted_measured_ms']:.1f}",
+                f"{found['off_measured']:+.0%}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _where(name)])
+
+
 def plans() -> str:
     """Plans of the same tables on two GPUs, beside what was predicted."""
     names = ("planned", "round_robin", "row_wise", "column_wise", "data_parallel")
@@ -274,7 +294,7 @@ TABLES = {
         cpu_train,
         cpu_inference,
     ),
-    ROOT / "docs" / "scaling.md": (scaling_check, scaling, scaling_ranks, machines),
+    ROOT / "docs" / "scaling.md": (scaling_check, parallel_cpu, scaling, scaling_ranks, machines),
 }
 
 

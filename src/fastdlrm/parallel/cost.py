@@ -147,6 +147,14 @@ class CostModel:
         fixed, joint = self.replicated, self.joint_ns(loads)
         vectors, shared, rest = joint["vectors"], joint["shared"], joint["rest"]
         update, dense = loads[:, Load.UPDATE_NS], loads[:, Load.GRADIENT_NS]
+        if (
+            self.topology.device == "cpu"
+        ):  # a rank's cores carry what it sends, and nothing overlaps
+            talk = joint["ids"] + 2 * vectors + shared + joint["top"] + rest + 2 * joint["copies"]
+            sort = loads[:, Load.SORTED] * self.topology.sort_ns
+            work = loads[:, Load.LOOKUP_NS] + sort + update + dense
+            alone: Floats = work + (talk + fixed.all_ns + self.topology.step_us * 1e3)
+            return alone
         before_join = max(joint["ids"] + vectors, fixed.bottom_forward_ns)
         chain = loads[:, Load.LOOKUP_NS] + before_join + joint["copies"] + fixed.top_forward_ns
         sort = loads[:, Load.SORTED] * self.topology.sort_ns

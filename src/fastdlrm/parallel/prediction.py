@@ -158,7 +158,8 @@ def compare(prediction: Prediction, samples_per_s: float, most_bytes: int | None
     """
     step_s = prediction.global_batch_size / samples_per_s
     lines = [
-        f"a step: predicted {_ms(prediction.step_s)}, measured {_ms(step_s)} "
+        f"a step: predicted {_ms(prediction.step_s)} (rates of {prediction.topology}), measured "
+        f"{_ms(step_s)} "
         f"({step_s / prediction.step_s - 1:+.0%}); samples/s: predicted "
         f"{prediction.samples_per_s:,.0f}, measured {samples_per_s:,.0f}"
     ]

@@ -49,6 +49,12 @@ class Replicated:
         """All that is held."""
         return self.parameter_bytes + self.activation_bytes + self.batch_bytes
 
+    @property
+    def all_ns(self) -> float:
+        """One part after the other."""
+        forward = self.bottom_forward_ns + self.top_forward_ns
+        return forward + self.bottom_backward_ns + self.top_backward_ns + self.update_ns
+
     @classmethod
     def of(cls, workload: Workload, topology: Topology, num_samples: int) -> "Replicated":
         """Count and divide.

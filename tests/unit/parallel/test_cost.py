@@ -293,3 +293,20 @@ def test_vectors_of_whole_tables_and_single_ids_are_read_where_they_arrive() -> 
     ):
         of = CostModel(single, topology, 2)
         assert of.joint_ns(of.load("a", plan))["copies"] == copies
+
+
+def test_on_a_cpu_nothing_overlaps() -> None:
+    """Table a alone, on rank 0 of 2, with 4 samples of one id each, in float32.
+
+    Memory and products are taken to cost nothing: what is left is sent. Ids: 2 samples' 4 bytes to
+    rank 0, 8 bytes; vectors: 2 samples' 16 bytes, and their gradients as many. 2 bytes a ns and
+    5 ns a collective: 4 + 5, and twice 16 + 5. MLPs: 2 x 4 + 4 and 6 x 1 + 1 numbers of 4 bytes,
+    summed at 4 bytes a ns, each byte sent once as 2 (W - 1) / W = 1: 12 + 5 and 7 + 5.
+    """
+    free = dict.fromkeys(("copy_gb_s", "gather_gb_s"), math.inf)
+    cpu = machine(device="cpu", row_ns=0.0, sort_ns=0.0, gemm_tflop_s={"fp32": math.inf}, **free)
+    work = workload(num_embeddings={"a": 8}, features=(Feature(table="a"),))
+    of = CostModel(work, cpu, 2)
+    found = of.busy_ns(of.load("a", table_wise(8, 4, 0)))
+    expected = (4 + 5) + 2 * (16 + 5) + (12 + 5) + (7 + 5) + 1  # step_us
+    assert found.tolist() == pytest.approx([expected, expected])
