@@ -1,6 +1,7 @@
 """What several tests need: commands, small datasets, and the place of real data."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,24 @@ def invoke(*arguments: object) -> str:
     done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def guide_blocks(page: str) -> list[str]:
+    """What a page of the documentation tells a reader to type, block by block."""
+    return re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def run_bash(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run lines of a shell in a folder, the package's command at hand."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{script}"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def shared_data() -> Path:

@@ -7,13 +7,14 @@ or hangs ends them, and the next one gets new ones.
 import multiprocessing
 import os
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
+
+from fastdlrm.parallel.launch import free_port
 
 MOST_RANKS = 4
 LIMIT_S = 120
@@ -109,10 +110,3 @@ def _serve(pipe: Connection) -> None:
             pipe.send((True, function(*arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

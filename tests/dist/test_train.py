@@ -36,7 +36,8 @@ from tests.dist.commands import (
     started,
     wait_until,
 )
-from tests.dist.ranks import Ranks, free_port
+from fastdlrm.parallel.launch import free_port
+from tests.dist.ranks import Ranks
 
 # Of the numbers of one process: ranks sum in another order, and 100 steps magnify the rounding.
 LOSS, METRIC = 1e-4, 1e-3

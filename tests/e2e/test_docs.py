@@ -1,33 +1,18 @@
 """What the documentation tells a reader to type works as it stands."""
 
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.builders import ROOT, fastdlrm
-
-
-def _blocks(path: Path) -> list[str]:
-    return re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
+from tests.builders import ROOT, fastdlrm, guide_blocks, run_bash
 
 
 def test_the_tutorial_runs(tmp_path):
-    blocks = _blocks(ROOT / "docs" / "tutorial.md")
+    blocks = guide_blocks("docs/tutorial.md")
     assert len(blocks) == 8
-    script = "set -euo pipefail\n" + "\n".join(blocks)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_bash("\n".join(blocks), tmp_path)
     assert done.returncode == 0, done.stderr
     auc = float(re.search(r"^auc +([0-9.]+)", done.stdout, re.MULTILINE)[1])
     assert auc > 0.65
@@ -35,16 +20,8 @@ def test_the_tutorial_runs(tmp_path):
 
 
 def test_the_guide_to_inspect_runs(tmp_path):
-    blocks = _blocks(ROOT / "docs" / "guides" / "inspect.md")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", "set -euo pipefail\n" + "\n".join(blocks)],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    blocks = guide_blocks("docs/guides/inspect.md")
+    done = run_bash("\n".join(blocks), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "shop: 64,000 rows" in done.stdout
     assert "<title>Dataset shop</title>" in (tmp_path / "shop.html").read_text()
@@ -52,16 +29,8 @@ def test_the_guide_to_inspect_runs(tmp_path):
 
 def test_the_guide_to_large_data_runs(tmp_path):
     """It kills a prepare and starts it again."""
-    (block,) = _blocks(ROOT / "docs" / "guides" / "large-data.md")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", f"set -euo pipefail\n{block}"],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    (block,) = guide_blocks("docs/guides/large-data.md")
+    done = run_bash(block, tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log"]
     assert re.search(r"^train +[0-9,]+ rows", done.stdout, re.MULTILINE)
@@ -83,15 +52,7 @@ def test_the_readme_names_what_exists():
 @pytest.mark.slow
 def test_the_demo_runs_to_its_verdict(tmp_path):
     """`make demo` on fewer rows, which teach less than it asks of 1,500,000."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "examples/demo.sh", str(tmp_path / "demo"), "20000"],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_bash(f"bash examples/demo.sh {tmp_path}/demo 20000", ROOT)
     verdict = re.search(r"^test AUC ([0-9.]+); the best any .* is ([0-9.]+):", done.stdout, re.M)
     assert verdict, done.stderr
     assert 0.6 < float(verdict[1]) < float(verdict[2])

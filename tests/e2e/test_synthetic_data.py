@@ -1,33 +1,20 @@
 """Data without a raw log, through the command line, as the guide tells it."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from fastdlrm.data.dataset import Dataset
-from tests.builders import ROOT, fastdlrm
+from tests.builders import fastdlrm, guide_blocks, run_bash
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the guide's blocks were run."""
     folder = tmp_path_factory.mktemp("synthetic")
-    guide = (ROOT / "docs" / "guides" / "synthetic-data.md").read_text()
-    blocks = re.findall(r"```bash\n(.*?)```", guide, re.DOTALL)
+    blocks = guide_blocks("docs/guides/synthetic-data.md")
     assert len(blocks) == 3
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", "set -euo pipefail\n" + "\n".join(blocks)],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_bash("\n".join(blocks), folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)

@@ -7,7 +7,6 @@ Invariants: a row is a function of the seed and of the row's number; bytes do no
 number of workers; memory does not depend on the number of rows; `teacher.json` is written last.
 """
 
-import os
 import struct
 import zlib
 from collections import deque
@@ -23,7 +22,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from fastdlrm import __version__
-from fastdlrm.contracts.manifest import FileEntry, entry_of, sync_folder, write_atomic
+from fastdlrm.contracts.manifest import FileEntry, entry_of, replacing, write_atomic
 from fastdlrm.data import keys
 from fastdlrm.data.teacher import (
     CLICK_RATE,
@@ -216,23 +215,15 @@ def _observed(
 
 def _write_file(path: Path, chunks: Iterator[_Chunk], gzip: bool) -> None:
     """Write one file so that it has its name only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            checksum = size = 0
-            file.write(_GZIP_HEADER if gzip else b"")
-            for chunk in chunks:
-                file.write(chunk.deflated if gzip else chunk.text)
-                checksum = zlib.crc32(chunk.text, checksum)
-                size += len(chunk.text)
-            if gzip:
-                file.write(_DEFLATE_END + struct.pack("<II", checksum, size & 0xFFFFFFFF))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path) as file:
+        checksum = size = 0
+        file.write(_GZIP_HEADER if gzip else b"")
+        for chunk in chunks:
+            file.write(chunk.deflated if gzip else chunk.text)
+            checksum = zlib.crc32(chunk.text, checksum)
+            size += len(chunk.text)
+        if gzip:
+            file.write(_DEFLATE_END + struct.pack("<II", checksum, size & 0xFFFFFFFF))
 
 
 class _Source:

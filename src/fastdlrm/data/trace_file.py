@@ -6,10 +6,8 @@ space. Both kinds of file are read and written piece by piece.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +16,7 @@ import pyarrow as pa
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from fastdlrm.contracts.manifest import sync_folder
+from fastdlrm.contracts.manifest import replacing
 from fastdlrm.data.trace import Ids, Profile
 from fastdlrm.errors import ConfigError, DataError
 
@@ -88,7 +86,8 @@ def write_ids(path: Path, pieces: Iterable[Ids], num_ids: int) -> None:
         pieces: The ids.
         num_ids: Of all pieces together.
     """
-    with _replacing(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         if path.suffix == ".npy":
             header = {"descr": "<u8", "fortran_order": False, "shape": (num_ids,)}
             npy.write_array_header_1_0(file, header)
@@ -122,7 +121,8 @@ def read_profile(path: Path) -> Profile:
 
 def write_profile(path: Path, profile: Profile) -> None:
     """Write a profile so that the file appears complete or not at all."""
-    with _replacing(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         for numbers in (profile.ids, profile.distances, profile.cumulative):
             _write_line(
                 file,
@@ -270,19 +270,3 @@ def _write_line(file: BinaryIO, pieces: Iterable[Sequence[Any] | NDArray[Any]]) 
             file.write((separator + ", ".join(map(repr, np.asarray(piece).tolist()))).encode())
             separator = ", "
     file.write(b"\n")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name only when it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)

@@ -103,6 +103,7 @@ class StaticExchange:
         self._placement = placement
         self._num_samples = B = sparse.num_samples
         self._ids_FB = sparse.ids.view(sparse.num_features, B)
+        self._rows = placement.slot_rows(self._ids_FB).flatten()
         self._buffer: Tensor | None = None
         self._by_group: list[Tensor] = []
         self._pending: list[Pending] = []
@@ -148,8 +149,7 @@ class StaticExchange:
     def pooled(self, dtype: torch.dtype) -> Tensor:
         """See `Lookup`."""
         buffer, placement, B = self._received(), self._placement, self._num_samples
-        rows = placement.slot_rows(self._ids_FB)
-        whole_FBD = buffer.index_select(0, rows.flatten()).view(len(rows), B, buffer.shape[1])
+        whole_FBD = buffer.index_select(0, self._rows).view(-1, B, buffer.shape[1])
         if len(placement.groups) == 1:
             return whole_FBD.to(dtype).transpose(0, 1)
         pooled_FBD = buffer.new_empty(len(self._ids_FB), B, buffer.shape[1], dtype=dtype)
@@ -164,8 +164,7 @@ class StaticExchange:
         """See `Lookup`: on a GPU, where no table is cut into columns."""
         if len(self._placement.groups) > 1 or not self._ids_FB.is_cuda or not len(self._ids_FB):
             return None
-        rows = self._placement.slot_rows(self._ids_FB).flatten()
-        return RowSource(self._received(), rows, scatter=True)
+        return RowSource(self._received(), self._rows, scatter=True)
 
     def send_gradient(self, grad: Tensor) -> list[Gradient]:
         """See `Exchange`."""
@@ -175,7 +174,7 @@ class StaticExchange:
             by_slot = grad.to(self._buffer.dtype)
         else:
             grad = grad.to(self._buffer.dtype)
-            rows = placement.slot_rows(self._ids_FB).flatten().long()
+            rows = self._rows.long()
             of_whole = grad.transpose(0, 1).index_select(0, placement.whole_features)
             # a slot that does not hold a sample's row gets zeros
             by_slot = torch.zeros_like(self._buffer).index_copy_(0, rows, of_whole.flatten(0, 1))

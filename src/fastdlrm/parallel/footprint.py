@@ -25,6 +25,16 @@ def compute_bytes(precision: str) -> int:
     return 2 if precision == "bf16" else 4
 
 
+def exchange_bytes(dtype: str, precision: str) -> int:
+    """Of a number of a pooled vector or its gradient between ranks.
+
+    Args:
+        dtype: auto, fp32 or bf16; auto: bf16 under precision bf16, else fp32.
+        precision: Of the products.
+    """
+    return compute_bytes(precision if dtype == "auto" else dtype)
+
+
 def state_bytes(optimizer: str) -> tuple[int, int]:
     """What the tables' optimizer keeps, in float32: bytes a row, and bytes a number of it."""
     return (4, 0) if optimizer == "rowwise_adagrad" else (0, 4 * STATE_NUMBERS[optimizer])

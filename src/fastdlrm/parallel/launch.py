@@ -51,7 +51,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> None:
         RankFailed: A rank failed.
     """
     command = [sys.executable, "-m", "fastdlrm", *arguments]
-    port = _free_port()
+    port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
     with _passed_on(ranks):
         try:
@@ -118,7 +118,8 @@ def _environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that no one listens on now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

@@ -30,7 +30,6 @@ class ShardedTables(nn.Module):
 
     Attributes:
         placement: What lies where.
-        exchange_dtype: Of pooled vectors and gradients on their way; None: of the result.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class ShardedTables(nn.Module):
         pooling: Pooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        exchange_dtype: torch.dtype | None = None,
     ) -> None:
         """Allocate this rank's part; zeros until `initialise`.
 
@@ -53,10 +51,8 @@ class ShardedTables(nn.Module):
             pooling: How the rows of a bag become one vector.
             dtype: Of the rows.
             device: Where they lie.
-            exchange_dtype: Of pooled vectors and gradients on their way; None: of the result.
         """
         super().__init__()
-        self.exchange_dtype = exchange_dtype
         self.placement = Placement(
             plan,
             feature_tables,
@@ -124,7 +120,7 @@ class ShardedTables(nn.Module):
         with torch.no_grad():
             exchange.send(
                 [
-                    look_up(stack, arrived, self.exchange_dtype or dtype)
+                    look_up(stack, arrived, dtype)
                     for stack, arrived in zip(self.placement.stacks, exchange.arrived, strict=True)
                 ]
             )

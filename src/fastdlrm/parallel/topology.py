@@ -53,57 +53,47 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A step with data_parallel tables beyond what is counted: they have kernels of their own."""
 
 
-_CARDS = {
+_H100 = Topology(
     # gemm, copy: benchmarks/results/train-cuda-*.json, "ceilings". gather, row: times of the lookup
     # and update kernels there, "breakdown" (3.3 M rows of 128 B in 0.167 ms; 321 k rows of 512 B
     # read and written in 0.29 ms). sort: 852 k ids in 0.134 ms. Memory: 79 GiB, 1 of them CUDA's.
-    "h100": Topology(
-        name="h100",
-        device="cuda",
-        num_ranks=0,
-        ranks_per_node=8,
-        memory_bytes=76 * GIB,
-        gemm_tflop_s={"fp32": 51.0, "tf32": 400.0, "bf16": 766.0},
-        copy_gb_s=2600.0,
-        gather_gb_s=2400.0,
-        row_ns=0.02,
-        sort_ns=0.16,
-        # what the step of 8,192 samples takes beyond the rest: assumed for all
-        step_us=100.0,
-        # benchmarks/results/train-cuda-rmc2-small-2048-bf16.json: 3.7 ms for 1.15 ms of kernels
-        eager_us=3700.0,
-        # all-reduce of 1 GiB over 8 cards, NVLink multicast off: 361 GB/s measured; all-to-all and
-        # the latency assumed from NVLink's 450 GB/s a direction
-        exchange_gb_s=340.0,
-        reduce_gb_s=360.0,
-        latency_us=20.0,
-        # assumed: one 400 Gbit/s adapter a card at 85 %
-        node_gb_s=42.0,
-        node_latency_us=40.0,
-        copies_us=25.0,
-    ),
-    # as h100, memory's rates by the ratio of the data sheets, 4.8 to 3.35 TB/s: assumed
-    "h200": Topology(
-        name="h200",
-        device="cuda",
-        num_ranks=0,
-        ranks_per_node=8,
-        memory_bytes=136 * GIB,
-        gemm_tflop_s={"fp32": 51.0, "tf32": 400.0, "bf16": 790.0},
-        copy_gb_s=3700.0,
-        gather_gb_s=3400.0,
-        row_ns=0.015,
-        sort_ns=0.16,
-        step_us=150.0,
-        eager_us=3700.0,
-        exchange_gb_s=340.0,
-        reduce_gb_s=360.0,
-        latency_us=20.0,
-        node_gb_s=42.0,
-        node_latency_us=40.0,
-        copies_us=25.0,
-    ),
-}
+    name="h100",
+    device="cuda",
+    num_ranks=0,
+    ranks_per_node=8,
+    memory_bytes=76 * GIB,
+    gemm_tflop_s={"fp32": 51.0, "tf32": 400.0, "bf16": 766.0},
+    copy_gb_s=2600.0,
+    gather_gb_s=2400.0,
+    row_ns=0.02,
+    sort_ns=0.16,
+    # what the step of 8,192 samples takes beyond the rest: assumed for all
+    step_us=100.0,
+    # benchmarks/results/train-cuda-rmc2-small-2048-bf16.json: 3.7 ms for 1.15 ms of kernels
+    eager_us=3700.0,
+    # all-reduce of 1 GiB over 8 cards, NVLink multicast off: 361 GB/s measured; all-to-all and
+    # the latency assumed from NVLink's 450 GB/s a direction
+    exchange_gb_s=340.0,
+    reduce_gb_s=360.0,
+    latency_us=20.0,
+    # assumed: one 400 Gbit/s adapter a card at 85 %
+    node_gb_s=42.0,
+    node_latency_us=40.0,
+    copies_us=25.0,
+)
+_H200 = msgspec.structs.replace(
+    _H100,
+    name="h200",
+    memory_bytes=136 * GIB,
+    gemm_tflop_s={"fp32": 51.0, "tf32": 400.0, "bf16": 790.0},
+    # by the ratio of the data sheets, 4.8 to 3.35 TB/s: assumed
+    copy_gb_s=3700.0,
+    gather_gb_s=3400.0,
+    row_ns=0.015,
+    # one card, several shapes: benchmarks/results/parallel-cuda-*-1x*.json
+    step_us=150.0,
+)
+_CARDS = {card.name: card for card in (_H100, _H200)}
 _CPU = Topology(
     # two cores of an EPYC a rank: copy 41 GB/s, random rows 5 ns at 160 B and 9.5 ns at 512 B,
     # float32 440 and bf16 850 GFLOP/s; docs/scaling.md. Gloo on one host and the memory: assumed

@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdlrm.parallel.footprint import exchange_bytes
+
 Floats = NDArray[np.float64]
 
 
@@ -63,8 +65,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def exchange_bytes(self) -> int:
         """Of a number of a pooled vector or its gradient between ranks."""
-        is_bf16 = self.exchange_dtype == "auto" and self.precision == "bf16"
-        return 2 if is_bf16 or self.exchange_dtype == "bf16" else 4
+        return exchange_bytes(self.exchange_dtype, self.precision)
 
 
 class Traffic:

@@ -132,7 +132,7 @@ class World:
             ) from problem
 
     def beside(self) -> "World":
-        """The same ranks with a group of their own for `gather`, `broadcast` and `barrier`.
+        """The same ranks with a group of their own for `gather`, `collect` and `barrier`.
 
         For a thread that talks while this world talks too. Every rank must call it.
         """

@@ -18,7 +18,7 @@ def evaluate(
     rows: Rows,
     batch_size: int,
     device: torch.device,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> MetricValues:
     """Metrics over all rows of a split; the last, smaller batch counts like any other.
 
@@ -29,7 +29,6 @@ def evaluate(
         device: Where to compute.
         world: The ranks that share the rows; all get the metrics of all rows.
     """
-    world = world or ALONE
     state = Evaluation()
     for logits, labels in scores(model, rows, batch_size, device, world):
         state.update(logits, labels)
@@ -48,13 +47,12 @@ def scores(
     rows: Rows,
     batch_size: int,
     device: torch.device,
-    world: World | None = None,
+    world: World = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels, shape (B,) each, on the CPU, batch by batch in the split's order.
 
     With several ranks each gives those of its own samples of each batch.
     """
-    world = world or ALONE
     predictor = Predictor(model)
     loader = SequentialLoader(
         rows, batch_size, rank=world.rank, world_size=world.size, pin=device.type == "cuda"

@@ -17,6 +17,7 @@ from fastdlrm.kernels.step_scalars import with_scale
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Lookup
+from fastdlrm.parallel.footprint import exchange_bytes
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import ALONE, Pending, World
 from fastdlrm.train.config import TrainConfig
@@ -42,16 +43,16 @@ class TrainStep:
         why_no_graph: Why steps are not replayed from a captured CUDA graph; empty if they are.
     """
 
-    def __init__(self, model: DLRM, config: TrainConfig, world: World | None = None) -> None:
+    def __init__(self, model: DLRM, config: TrainConfig, world: World = ALONE) -> None:
         """Take over the model's parameters.
 
         Args:
             model: In training mode; its tables are `ShardedTables` where there are other ranks.
             config: The [train] section.
-            world: This rank and the others; None: there are none.
+            world: This rank and the others.
         """
         self.model = model
-        self._world = world or ALONE
+        self._world = world
         self._config = config
         self._device = next(iter(model.dense_parameters().values())).device
         if self._device.type == "cuda":
@@ -213,8 +214,8 @@ def _micro_batches(counts: Sequence[int], num_parts: int) -> list[list[range]]:
 
 def exchange_dtype(config: TrainConfig) -> torch.dtype:
     """Of pooled vectors and their gradients between ranks."""
-    is_bf16 = config.precision == "bf16" and config.exchange_dtype == "auto"
-    return torch.bfloat16 if is_bf16 or config.exchange_dtype == "bf16" else torch.float32
+    is_half = exchange_bytes(config.exchange_dtype, config.precision) == 2
+    return torch.bfloat16 if is_half else torch.float32
 
 
 def why_no_graph(config: TrainConfig, device: torch.device, world_size: int = 1) -> str:

@@ -109,7 +109,7 @@ class Trainer:
         dataset: With a train split, and a validation split if anything is to be evaluated.
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
-        world: This rank and the others; None: there are none.
+        world: This rank and the others.
         sharding: Where the tables lie; None where all of them lie in this process.
     """
 
@@ -120,12 +120,12 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
         *,
-        world: World | None = None,
+        world: World = ALONE,
         sharding: Sharding | None = None,
     ) -> None:
         self.run = run
         self._sharding = sharding
-        self._world = world or ALONE
+        self._world = world
         if not self._world.is_first:
             on_progress, on_message = (lambda progress: None), (lambda message: None)
         self._config = run.recipe.train
