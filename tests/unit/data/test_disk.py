@@ -111,7 +111,12 @@ def test_intermediate_files_are_no_wider_than_the_dataset(tmp_path: Path) -> Non
             sizes[kind] = max(sizes.get(kind, 0), sum(path.stat().st_size for path in files))
 
     manifest = prepare(
-        inputs, tiny_recipe().data, tmp_path / "data", memory_bytes=2**30, progress=measure
+        inputs,
+        tiny_recipe().data,
+        tmp_path / "data",
+        memory_bytes=2**30,
+        num_workers=1,  # else a file could be renamed by another while it is measured
+        progress=measure,
     )
     parts = sum(file.size_bytes for file in manifest.files.values() if file.num_rows)
     assert 0 < sizes["encoded"] < 1.1 * parts
