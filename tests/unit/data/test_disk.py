@@ -95,7 +95,7 @@ def test_the_estimate_is_near_what_is_taken(tmp_path: Path, gzip: bool) -> None:
         folder = work_path(tmp_path / "data")
         taken.append(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
-    prepare(inputs, data, tmp_path / "data", memory_bytes=2**30, progress=measure)
+    prepare(inputs, data, tmp_path / "data", memory_bytes=2**30, num_workers=1, progress=measure)
     assert max(taken) < 1.1 * need.num_bytes
     assert max(taken) > 0.5 * need.num_bytes
 
