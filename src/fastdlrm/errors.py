@@ -6,8 +6,11 @@
     ├── PlanError         no placement of the tables fits
     ├── CheckpointError   a checkpoint is missing, damaged or of another model
     ├── ExportError       an exported model cannot be written or read
-    └── RequestError      a prediction request is wrong
-        └── Overloaded    a right request that cannot be served in time
+    ├── ServeError        a server cannot start, or failed on a right request
+    └── RequestError      a prediction request cannot be answered
+        ├── NotFound          it names a model or version that is not served
+        ├── Overloaded        it would not be answered in time: try later
+        └── DeadlineExceeded  its deadline passed while it waited
 
 A message says where, what was found, what is allowed and what to do.
 """
@@ -37,9 +40,29 @@ class ExportError(FastDLRMError):
     """An exported model cannot be written or read."""
 
 
+class ServeError(FastDLRMError):
+    """A server cannot start, or failed on a right request."""
+
+
 class RequestError(FastDLRMError):
-    """A prediction request is wrong."""
+    """A prediction request cannot be answered; wrong, where no subclass says otherwise."""
+
+
+class NotFound(RequestError):
+    """A request names a model or a version that is not served."""
 
 
 class Overloaded(RequestError):
-    """A right request that cannot be served in time."""
+    """A right request that would not be answered in time; refused before it waits.
+
+    Attributes:
+        retry_after_s: When to try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(RequestError):
+    """A right request whose deadline passed while it waited."""
