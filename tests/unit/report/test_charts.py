@@ -3,11 +3,12 @@
 import re
 from html.parser import HTMLParser
 
-import plotly.graph_objects as go
 import pytest
 
 from fastdlrm.report.charts import Axis, Series, dot_chart, line_chart
 from tests.builders import ROOT
+
+go = pytest.importorskip("plotly.graph_objects", reason="needs the extra `report`")
 
 X, Y = Axis(title="size", is_log=True, format=",d"), Axis(title="share", format=".0%")
 LINES = [
