@@ -126,7 +126,7 @@ def test_raw_data_is_never_trusted(
         ("INT32", [1], [None], "value 0 is None; INT32 takes integers"),
         ("BOOL", [1], [1], "value 0 is 1; BOOL takes true and false"),
         ("FP32", [1], ["1"], "value 0 is '1'; FP32 takes numbers"),
-        ("FP32", [1], [[1.0] * 20], r"value 0 is \[1.0, .*\.\.\.; FP32 takes numbers"),
+        ("FP32", [1], [[1.0] * 20], r"value 0 is \[1.0, .*\.\.\.\]; FP32 takes numbers"),
         ("BYTES", [1], [7], "value 0 is 7; BYTES takes strings"),
         ("UINT8", [1], [256], "a value is outside the range of UINT8"),
         ("INT64", [1], [2**63], "a value is outside the range of INT64"),

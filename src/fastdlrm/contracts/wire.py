@@ -1,0 +1,423 @@
+"""Inference requests and their answers on the wire: the Open Inference Protocol (KServe v2).
+
+A body is JSON, or JSON followed by raw tensors (Triton's binary tensor extension): then the header
+`Inference-Header-Content-Length` counts the JSON's bytes, each tensor's `binary_data_size` its own,
+in the order of the tensors, and together they fill the body exactly. Lengths are never trusted.
+
+Parameters of a request are `timeout` (microseconds), `priority`, `top_k` and `binary_data_output`.
+Those of stateful models and of other servers' codecs (`IGNORED_PARAMETERS`) change nothing here and
+are ignored; any other name is refused, so that a misspelt `timeout` does not pass in silence.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fastdlrm.contracts.tensors import WireTensor, quoted, view_tensor
+from fastdlrm.contracts.wire_json import (
+    NO_DATA,
+    ErrorBody,
+    InferBody,
+    OutcomeBody,
+    OutputBody,
+    TensorBody,
+    TensorParameters,
+    decode_json,
+    json_values,
+    tensor_of_json,
+)
+from fastdlrm.errors import RequestError
+
+HEADER_LENGTH = "inference-header-content-length"
+"""Header that counts the bytes of JSON before the binary part; absent where there is none."""
+IGNORED_PARAMETERS = frozenset(
+    ("sequence_id", "sequence_start", "sequence_end", "content_type", "headers")
+)
+MAX_TIMEOUT_US = 2**53
+"""About 285 years; larger ones lose microseconds as float seconds."""
+
+INFER_DECODER = msgspec.json.Decoder(InferBody)
+OUTCOME_DECODER = msgspec.json.Decoder(OutcomeBody)
+ERROR_DECODER = msgspec.json.Decoder(ErrorBody)
+ENCODER = msgspec.json.Encoder()
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request asks for besides its tensors."""
+
+    timeout_us: int = 0
+    """Time the answer may take, in microseconds; 0 = no limit of the client's."""
+    priority: int = 0
+    """1 is the highest, larger ones are lower; 0 = the server's default."""
+    top_k: int | None = None
+    """Answer the k best rows instead of all scores."""
+    binary_data_output: bool = False
+    """Answer in binary where an output does not say."""
+
+
+NO_PARAMETERS = Parameters()
+
+
+class RequestedOutput(msgspec.Struct, frozen=True):
+    """An output that a request names."""
+
+    name: str
+    binary: bool | None = None
+    """Answer it in binary (True) or in JSON (False); None = as `binary_data_output` says."""
+
+
+class Infer(msgspec.Struct, kw_only=True):
+    """One inference request, whatever it came by."""
+
+    inputs: dict[str, WireTensor]
+    model_name: str = ""
+    model_version: str = ""
+    """Empty = the version that the server has in force."""
+    id: str = ""
+    """The client's own; comes back with the answer."""
+    parameters: Parameters = NO_PARAMETERS
+    outputs: tuple[RequestedOutput, ...] = ()
+    """Empty = all."""
+
+    def check_outputs(self, available: Collection[str]) -> None:
+        """Refuse a request for an output that the model has not.
+
+        Raises:
+            RequestError: Names it and the available ones.
+        """
+        for output in self.outputs:
+            if output.name not in available:
+                raise RequestError(
+                    f"output {quoted(output.name)} is not there; available are "
+                    f"{', '.join(available)}"
+                )
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """The answer to one inference request."""
+
+    model_name: str
+    outputs: dict[str, WireTensor]
+    model_version: str = ""
+    id: str = ""
+
+
+def read_header_length(value: bytes | str | None) -> int | None:
+    """The number in the header `Inference-Header-Content-Length`; None where there is none.
+
+    Raises:
+        RequestError: The header is not a number of bytes.
+    """
+    if value is None:
+        return None
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise RequestError(
+            f"Inference-Header-Content-Length: {quoted(text)} is not a number of bytes; "
+            "send the length of the JSON before the binary data"
+        )
+    return int(text)
+
+
+def decode_infer(
+    body: bytes | memoryview,
+    header_length: int | None = None,
+    *,
+    model_name: str = "",
+    model_version: str = "",
+) -> Infer:
+    """Decode the body of an inference request; binary tensors are views of it.
+
+    Args:
+        body: All of the body.
+        header_length: Bytes of JSON at its start; None where all of it is JSON.
+        model_name: From the path; where empty, the body's own counts.
+        model_version: As `model_name`.
+
+    Raises:
+        RequestError: Anything is not as the protocol says. Elements of binary BYTES tensors are
+            not walked (see `tensors`); everything else is checked.
+    """
+    view = memoryview(body)
+    header, binary = split_body(view, header_length)
+    decoded = decode_json(header, INFER_DECODER, "request body")
+    parameters = read_parameters(decoded.parameters or {})
+    return Infer(
+        inputs=read_tensors(decoded.inputs, binary, "input"),
+        model_name=model_name or decoded.model_name,
+        model_version=model_version or decoded.model_version,
+        id=decoded.id,
+        parameters=parameters,
+        outputs=read_outputs(decoded.outputs) if decoded.outputs else (),
+    )
+
+
+def split_body(view: memoryview, header_length: int | None) -> tuple[memoryview, memoryview | None]:
+    """JSON and binary part of a body; RequestError where the JSON would pass its end."""
+    if header_length is None:
+        return view, None
+    if not 0 <= header_length <= view.nbytes:
+        raise RequestError(
+            f"Inference-Header-Content-Length: {header_length} bytes of JSON in a body of "
+            f"{view.nbytes}; send the length of the JSON before the binary data"
+        )
+    return view[:header_length], view[header_length:]
+
+
+def read_tensors(
+    bodies: Sequence[TensorBody], binary: memoryview | None, what: str
+) -> dict[str, WireTensor]:
+    """Tensors by name, of JSON values and of the binary part; RequestError where one is wrong."""
+    tensors: dict[str, WireTensor] = {}
+    start = 0
+    total = 0 if binary is None else binary.nbytes
+    for body in bodies:
+        name = body.name
+        where = f"{what} {name!r}" if len(name) <= 60 else f"{what} {quoted(name)}"
+        if name in tensors:
+            raise RequestError(f"{where}: sent twice; send each {what} once")
+        size = binary_size(body, where)
+        if size is None:
+            tensors[name] = tensor_of_json(body, where)
+            continue
+        if binary is None:
+            raise RequestError(
+                f"{where}: binary_data_size, but the body is all JSON; send the header "
+                "Inference-Header-Content-Length"
+            )
+        if not 0 <= size <= total - start:
+            raise RequestError(
+                f"{where}: binary_data_size {size}, but {total - start} bytes are left in "
+                "the body; send exactly the sizes that the JSON says"
+            )
+        tensors[name] = view_tensor(body.datatype, body.shape, binary, start, size, where)
+        start += size
+    if start != total:
+        raise RequestError(
+            f"request body: {total - start} bytes are left after the {what}s; "
+            "the binary_data_size of all must add up to the body"
+        )
+    return tensors
+
+
+def binary_size(body: TensorBody, where: str) -> int | None:
+    """Bytes of a tensor in the binary part, None where it is in JSON; refuses both and neither."""
+    parameters = body.parameters
+    size = None
+    if parameters is not None:
+        size = parameters.binary_data_size
+        if parameters.shared_memory_region is not None:
+            raise RequestError(
+                f"{where}: shared memory is not supported; send the data in the request"
+            )
+    if (body.data is NO_DATA) == (size is None):
+        found = "no data" if size is None else "both data and binary_data_size"
+        raise RequestError(f"{where}: {found}; send either data or binary_data_size")
+    return size
+
+
+def read_parameters(found: Mapping[str, Any]) -> Parameters:
+    """A request's parameters, checked; null is the same as absent.
+
+    Raises:
+        RequestError: An unknown name, or a value of another type or out of range.
+    """
+    if not found:
+        return NO_PARAMETERS
+    values: dict[str, Any] = {}
+    for name, value in found.items():
+        if name in IGNORED_PARAMETERS or value is None:
+            continue
+        if name == "binary_data_output":
+            if type(value) is not bool:
+                raise wrong_parameter(name, value, "true or false")
+            values[name] = value
+        elif name == "timeout":
+            values["timeout_us"] = bounded(name, value, 0, MAX_TIMEOUT_US, "microseconds, ")
+        elif name == "priority":
+            values[name] = bounded(name, value, 0, 2**32 - 1, "")
+        elif name == "top_k":
+            values[name] = bounded(name, value, 1, 2**31 - 1, "")
+        else:
+            raise RequestError(
+                f"parameter {quoted(name)} is not known; allowed are timeout, priority, top_k, "
+                "binary_data_output"
+            )
+    return Parameters(**values)
+
+
+def bounded(name: str, value: Any, low: int, high: int, unit: str) -> int:
+    """An integer parameter within its bounds; RequestError otherwise."""
+    if type(value) is not int or not low <= value <= high:
+        raise wrong_parameter(name, value, f"an integer, {unit}{low} to {high}")
+    return value
+
+
+def wrong_parameter(name: str, value: Any, allowed: str) -> RequestError:
+    """The error of a parameter's value."""
+    return RequestError(f"parameter '{name}' is {quoted(value)}; allowed is {allowed}")
+
+
+def read_outputs(bodies: Sequence[OutputBody]) -> tuple[RequestedOutput, ...]:
+    """Requested outputs; RequestError for one named twice or in a form that is not supported."""
+    outputs: dict[str, RequestedOutput] = {}
+    for body in bodies:
+        where = f"output {quoted(body.name)}"
+        if body.name in outputs:
+            raise RequestError(f"{where}: asked for twice; ask for each output once")
+        parameters = body.parameters or TensorParameters()
+        if parameters.shared_memory_region is not None:
+            raise RequestError(
+                f"{where}: shared memory is not supported; read the answer from the response"
+            )
+        if parameters.classification:
+            raise RequestError(
+                f"{where}: classification is not supported; send the request's parameter top_k"
+            )
+        outputs[body.name] = RequestedOutput(body.name, parameters.binary_data)
+    return tuple(outputs.values())
+
+
+def encode_infer(
+    infer: Infer, *, binary: bool | Collection[str] = True
+) -> tuple[dict[str, str], bytes]:
+    """Write a request as a client sends it.
+
+    Args:
+        infer: Its model's name and version belong into the path and are not written.
+        binary: Inputs whose data goes into the binary part: all, none, or those named.
+
+    Returns:
+        Headers (lower-case names) and body.
+
+    Raises:
+        RequestError: A value cannot be written in JSON.
+    """
+    names = infer.inputs if binary is True else binary or ()
+    bodies, chunks = write_tensors(infer.inputs, names, "input")
+    parameters = infer.parameters
+    written: dict[str, Any] = {}
+    if parameters.timeout_us:
+        written["timeout"] = parameters.timeout_us
+    if parameters.priority:
+        written["priority"] = parameters.priority
+    if parameters.top_k is not None:
+        written["top_k"] = parameters.top_k
+    if parameters.binary_data_output:
+        written["binary_data_output"] = True
+    outputs = [
+        OutputBody(
+            name=output.name,
+            parameters=None
+            if output.binary is None
+            else TensorParameters(binary_data=output.binary),
+        )
+        for output in infer.outputs
+    ]
+    body = InferBody(
+        inputs=bodies, id=infer.id, parameters=written or None, outputs=outputs or None
+    )
+    headers, all_chunks = assemble(ENCODER.encode(body), chunks)
+    return headers, b"".join(all_chunks)
+
+
+def encode_outcome(
+    outcome: Outcome, infer: Infer
+) -> tuple[dict[str, str], list[bytes | memoryview]]:
+    """Write the answer in the form that the request asks for, output by output.
+
+    Args:
+        outcome: All outputs; those the request does not name are left out.
+        infer: The request; its outputs were checked (`Infer.check_outputs`).
+
+    Returns:
+        Headers (lower-case names) and the body in pieces.
+
+    Raises:
+        RequestError: A value cannot be written in JSON.
+    """
+    default = infer.parameters.binary_data_output
+    outputs = outcome.outputs
+    names: Collection[str] = outputs if default else ()
+    if infer.outputs:
+        outputs = {output.name: outcome.outputs[output.name] for output in infer.outputs}
+        names = {
+            output.name
+            for output in infer.outputs
+            if (default if output.binary is None else output.binary)
+        }
+    bodies, chunks = write_tensors(outputs, names, "output")
+    body = OutcomeBody(
+        model_name=outcome.model_name,
+        model_version=outcome.model_version,
+        id=outcome.id,
+        outputs=bodies,
+    )
+    return assemble(ENCODER.encode(body), chunks)
+
+
+def decode_outcome(body: bytes | memoryview, header_length: int | None = None) -> Outcome:
+    """Decode the body of an answer; binary tensors are views of it.
+
+    Raises:
+        RequestError: The server's answer is not as the protocol says.
+    """
+    header, binary = split_body(memoryview(body), header_length)
+    decoded = decode_json(header, OUTCOME_DECODER, "response body")
+    return Outcome(
+        model_name=decoded.model_name,
+        model_version=decoded.model_version,
+        id=decoded.id,
+        outputs=read_tensors(decoded.outputs, binary, "output"),
+    )
+
+
+def encode_error(message: str) -> bytes:
+    """Body of an answer that is an error."""
+    return ENCODER.encode(ErrorBody(message))
+
+
+def decode_error(body: bytes | memoryview) -> str:
+    """The message in the body of an error; the body itself where it is not of the protocol."""
+    try:
+        return ERROR_DECODER.decode(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return bytes(body[:2000]).decode("utf-8", "replace")
+
+
+def write_tensors(
+    tensors: Mapping[str, WireTensor], binary: Collection[str], what: str
+) -> tuple[list[TensorBody], list[memoryview]]:
+    """JSON of tensors, and the data of those that go into the binary part."""
+    bodies: list[TensorBody] = []
+    chunks: list[memoryview] = []
+    for name, tensor in tensors.items():
+        parameters = None
+        data = NO_DATA
+        if name in binary:
+            parameters = TensorParameters(binary_data_size=tensor.num_bytes)
+            chunks.append(tensor.data.view(np.uint8).data)
+        else:
+            data = msgspec.Raw(ENCODER.encode(json_values(tensor, f"{what} {quoted(name)}")))
+        bodies.append(
+            TensorBody(
+                name=name,
+                datatype=tensor.datatype,
+                shape=tensor.shape,
+                parameters=parameters,
+                data=data,
+            )
+        )
+    return bodies, chunks
+
+
+def assemble(
+    header: bytes, chunks: Sequence[memoryview]
+) -> tuple[dict[str, str], list[bytes | memoryview]]:
+    """Headers and pieces of a body of this JSON and this binary part."""
+    if not chunks:
+        return {"content-type": "application/json"}, [header]
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    return headers, [header, *chunks]
