@@ -13,7 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format, messag
 from google.protobuf.message import DecodeError
 
 from fastdlrm.contracts.parameters import read_parameters
-from fastdlrm.contracts.tensors import BYTES, WireTensor, quoted, view_tensor
+from fastdlrm.contracts.tensors import BYTES, WireTensor, place, quoted, view_tensor
 from fastdlrm.contracts.wire import Infer, Outcome, RequestedOutput
 from fastdlrm.errors import RequestError
 
@@ -142,7 +142,7 @@ def read_typed(message: Message) -> dict[str, WireTensor]:
         for descriptor, _ in body.contents.ListFields():
             if descriptor.name != field:
                 raise RequestError(
-                    f"{where}: {body.datatype} data in contents.{descriptor.name}; send it in "
+                    f"{where}: {quoted(body.datatype)} data in contents.{descriptor.name}; send it in "
                     f"{'contents.' + field if field else 'raw_input_contents'}"
                 )
         values = list(getattr(body.contents, field)) if field else []
@@ -154,7 +154,7 @@ def read_typed(message: Message) -> dict[str, WireTensor]:
 
 def place_of(body: Message, tensors: Mapping[str, WireTensor]) -> str:
     """What messages call an input; RequestError where it comes twice or is elsewhere."""
-    where = f"input {quoted(body.name)}"
+    where = place("input", body.name)
     if body.name in tensors:
         raise RequestError(f"{where}: sent twice; send each input once")
     if "shared_memory_region" in body.parameters:
@@ -166,7 +166,7 @@ def read_outputs(bodies: Any) -> tuple[RequestedOutput, ...]:
     """Requested outputs; RequestError for one named twice or in a form that is not supported."""
     outputs: dict[str, RequestedOutput] = {}
     for body in bodies:
-        where = f"output {quoted(body.name)}"
+        where = place("output", body.name)
         if body.name in outputs:
             raise RequestError(f"{where}: asked for twice; ask for each output once")
         if "shared_memory_region" in body.parameters:
@@ -245,7 +245,7 @@ def outcome_of(message: Message) -> Outcome:
         id=message.id,
         outputs={
             body.name: WireTensor.from_buffer(
-                body.datatype, body.shape, data, where=f"output {quoted(body.name)}"
+                body.datatype, body.shape, data, where=place("output", body.name)
             )
             for body, data in zip(message.outputs, contents, strict=True)
         },

@@ -143,11 +143,11 @@ BAD = [
     ),
     (
         typed("INT8", [1], int64_contents=[1]),
-        "input 'I1': INT8 data in contents.int64_contents; send it in contents.int_contents",
+        "input 'I1': 'INT8' data in contents.int64_contents; send it in contents.int_contents",
     ),
     (
         typed("FP16", [1], fp32_contents=[1]),
-        "input 'I1': FP16 data in contents.fp32_contents; send it in raw_input_contents",
+        "input 'I1': 'FP16' data in contents.fp32_contents; send it in raw_input_contents",
     ),
     (typed("FP16", [1]), r"input 'I1': 0 values, but shape \[1\] takes 1"),
     (typed("INT7", [1]), "input 'I1': datatype 'INT7' is not known"),
