@@ -141,9 +141,10 @@ def read_typed(message: Message) -> dict[str, WireTensor]:
         field = CONTENTS.get(body.datatype)
         for descriptor, _ in body.contents.ListFields():
             if descriptor.name != field:
+                right = f"contents.{field}" if field else "raw_input_contents"
                 raise RequestError(
-                    f"{where}: {quoted(body.datatype)} data in contents.{descriptor.name}; send it in "
-                    f"{'contents.' + field if field else 'raw_input_contents'}"
+                    f"{where}: {quoted(body.datatype)} data in contents.{descriptor.name}; "
+                    f"send it in {right}"
                 )
         values = list(getattr(body.contents, field)) if field else []
         tensors[body.name] = WireTensor.from_list(

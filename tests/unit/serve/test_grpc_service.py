@@ -54,6 +54,7 @@ class Doubler:
 
     def __init__(self) -> None:
         self.deadlines: list[float | None] = []
+        self.ready = False
         self.asked: list[tuple[Any, ...]] = []
 
     async def infer(self, infer: Infer, deadline_s: float | None) -> Outcome:
@@ -69,7 +70,7 @@ class Doubler:
         return True
 
     async def is_ready(self) -> bool:
-        return False
+        return self.ready
 
     async def is_model_ready(self, name: str, version: str) -> bool:
         return (name, version) == ("m", "2")
@@ -332,6 +333,26 @@ def test_calls_need_the_token() -> None:
             stream = client.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
             with pytest.raises(grpc.aio.AioRpcError, match="bearer token is missing"):
                 await stream(iter([b""])).read()
+
+    run(test)
+
+
+def test_the_standard_health_service() -> None:
+    async def test() -> None:
+        backend = Doubler()
+        async with serving(backend) as client:
+            check = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+            # HealthCheckRequest {service = 1}, HealthCheckResponse {status = 1}: 2 is NOT_SERVING
+            name = SERVICE.encode()
+            for request in (b"", b"\x0a" + bytes([len(name)]) + name):
+                assert await check(request) == b"\x08\x02"
+            backend.ready = True
+            assert await check(b"") == b"\x08\x01"
+            with pytest.raises(grpc.aio.AioRpcError, match="no service 'x'; ask for") as caught:
+                await check(b"\x0a\x01x")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            with pytest.raises(grpc.aio.AioRpcError, match="not a message HealthCheckRequest"):
+                await check(b"\x0a\xff")
 
     run(test)
 
