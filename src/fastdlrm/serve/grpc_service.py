@@ -298,14 +298,22 @@ def make_server(
     return server
 
 
-def listen(server: grpc.aio.Server, address: str) -> int:
+def listen(server: grpc.aio.Server, address: str, tls: tuple[bytes, bytes] | None = None) -> int:
     """Bind a server to "host:port" and return the port; 0 takes a free one.
+
+    Args:
+        server: The server.
+        address: Where it listens.
+        tls: Private key and certificate chain, PEM; None: plain text.
 
     Raises:
         ServeError: The address cannot be bound.
     """
     try:
-        port = server.add_insecure_port(address)
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([tls]))
     except RuntimeError as error:
         raise ServeError(
             f"gRPC cannot listen at {address}: {error}; is another server there?"

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -353,6 +356,31 @@ def test_the_standard_health_service() -> None:
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
             with pytest.raises(grpc.aio.AioRpcError, match="not a message HealthCheckRequest"):
                 await check(b"\x0a\xff")
+
+    run(test)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_calls_over_tls(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+        f"-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+
+    async def test() -> None:
+        server = make_server(GrpcService(Doubler()), max_message_bytes=1000)
+        tls = (key.read_bytes(), certificate.read_bytes())
+        port = listen(server, "localhost:0", tls)
+        await server.start()
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        async with grpc.aio.secure_channel(f"localhost:{port}", trusted) as channel:
+            assert (await Client(channel)("ServerLive")).live
+        async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+                await Client(channel)("ServerLive")
+        await server.stop(None)
 
     run(test)
 
