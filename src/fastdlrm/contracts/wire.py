@@ -302,7 +302,12 @@ def decode_outcome(body: bytes | memoryview, header_length: int | None = None) -
     Raises:
         RequestError: The server's answer is not as the protocol says.
     """
-    decoded = decode_json(json_of(body, header_length), OUTCOME_DECODER, "response body")
+    decoded = decode_json(
+        json_of(body, header_length),
+        OUTCOME_DECODER,
+        "response body",
+        "is a server of the Open Inference Protocol there?",
+    )
     return Outcome(
         model_name=decoded.model_name,
         model_version=decoded.model_version,
