@@ -311,9 +311,7 @@ def test_what_json_cannot_write_is_refused() -> None:
 
 
 def test_wrong_answers_are_refused() -> None:
-    with pytest.raises(
-        RequestError, match=r"response body: Object missing required .*; is a server"
-    ):
+    with pytest.raises(RequestError, match=r"response body: .*; is a server"):
         decode_outcome(b"{}")
     with pytest.raises(RequestError, match="output 'score': no data"):
         decode_outcome(
