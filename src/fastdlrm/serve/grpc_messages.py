@@ -83,8 +83,7 @@ def parse(message_class: type[Any], data: bytes) -> Message:
 
 def message_of(message_class: type[Any], struct: msgspec.Struct | Mapping[str, Any]) -> Message:
     """A message whose fields are named as those of a struct of `server_info`."""
-    fields = msgspec.to_builtins(struct)
-    return json_format.ParseDict(fields, message_class())
+    return json_format.Parse(msgspec.json.encode(struct), message_class())
 
 
 def infer_of(message: Message) -> Infer:

@@ -190,7 +190,8 @@ class GrpcService:
     def _check_token(self, name: str, context: Context) -> None:
         if self._allows is None or name in OPEN_METHODS:
             return
-        found = dict(context.invocation_metadata() or ()).get("authorization")
+        values = [value for key, value in context.invocation_metadata() if key == "authorization"]
+        found = values[0] if values else None
         if not self._allows(found.encode() if isinstance(found, str) else found):
             raise Unauthenticated(
                 "the bearer token is missing or wrong; send the metadata authorization: "
