@@ -19,6 +19,7 @@ from fastdlrm.cli import (
     export_binary,
     generate,
     inspect,
+    load,
     multihot,
     plan,
     predict,
@@ -65,6 +66,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("load")(load.load)
 
 
 def main() -> None:
