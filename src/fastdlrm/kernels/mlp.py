@@ -23,6 +23,14 @@ FUSED_NUMBERS = 2**14
 """Below this many outputs another call costs more than another pass over them."""
 
 
+MIN_ROWS = 16
+"""From so many rows on, MKL's and oneDNN's products give a row the same bits whatever their number;
+for fewer they have kernels that sum in another order."""
+
+MIN_COLUMNS = 16
+"""The same for the columns of a product: a single one is summed in pieces that depend on B."""
+
+
 class Layer(NamedTuple):
     """A linear layer's tensors.
 
@@ -72,6 +80,27 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         _bias_relu_(y, bias)
         return y
     return F.linear(x, weight, bias).relu_()
+
+
+def row_linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """x weight^T + bias, or its maximum with 0: on the CPU each row's bits are its own.
+
+    There, `linear_relu` and torch's own layers round a row differently in batches of other sizes.
+
+    Args:
+        x: Shape (B, K); on the CPU B >= `MIN_ROWS`.
+        weight: Shape (N, K), of `x`'s type; on the CPU N >= `MIN_COLUMNS`.
+        bias: Shape (N,).
+        relu: Whether ReLU follows.
+    """
+    if x.is_cuda:
+        return linear_relu(x, weight, bias) if relu else F.linear(x, weight, bias)
+    y = x @ weight.t()
+    if relu and y.dtype == torch.float32 and y.numel() >= FUSED_NUMBERS:
+        _bias_relu_(y, bias)
+        return y
+    y.add_(bias)
+    return y.relu_() if relu else y
 
 
 def mlp_backward(

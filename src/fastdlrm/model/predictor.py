@@ -1,7 +1,9 @@
 """A trained model's forward pass alone, as few operators as it takes.
 
 Invariants: in float32 the logits are the model's up to rounding; the last linear layer is computed
-in float32 whatever the type, since a logit in 16 bits would move probabilities.
+in float32 whatever the type, since a logit in 16 bits would move probabilities. On the CPU a
+sample's logit has the same bits whatever other samples are in the batch, and however many: what a
+server answers is what a prediction of the whole file says.
 
 Shapes: B batch, N dense features, F sparse features, D embedding dim.
 """
@@ -11,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
-from fastdlrm.kernels.mlp import linear_relu
+from fastdlrm.kernels.mlp import MIN_COLUMNS, MIN_ROWS, row_linear
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.mlp import layers_of
 
@@ -22,11 +25,12 @@ WIDTH_MULTIPLE = 8
 """The top MLP's input is widened by zeros to a multiple of this: matrix products are faster."""
 
 
-class _Linear(NamedTuple):
-    """A linear layer's tensors: shape (N, K) and (N,)."""
+class _Layer(NamedTuple):
+    """A linear layer's tensors, shape (N, K) and (N,), and the normalisation behind it."""
 
     weight: Tensor
     bias: Tensor
+    norm: nn.Module | None
 
 
 class Predictor:
@@ -40,27 +44,19 @@ class Predictor:
         """Take the weights over.
 
         Args:
-            model: Stays as it is; its tables are shared, not copied.
+            model: Stays as it is; its tables and normalisations are shared, not copied.
             dtype: float32, or bfloat16: faster on many processors, and coarser.
         """
         self.dtype = dtype
         self._model = model
-        self._is_plain = all(
-            isinstance(module, nn.Linear | nn.ReLU | nn.Dropout)
-            for mlp in (model.bottom_mlp, model.top_mlp)
-            for module in layers_of(mlp)
-        )
-        if not self._is_plain:
-            return
-        self._bottom = [_taken(linear, dtype) for linear in _linears(model.bottom_mlp)]
-        *top, last = _linears(model.top_mlp)
-        width = -(-(top[0] if top else last).in_features // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        widths = [width] + [0] * len(top)
-        dtypes = [dtype] * len(top) + [torch.float32]
-        *self._top, self._last = [
-            _taken(linear, kind, wide)
-            for linear, kind, wide in zip((*top, last), dtypes, widths, strict=True)
-        ]
+        self._bottom = _layers(model.bottom_mlp, dtype)
+        *top, last = _layers(model.top_mlp, torch.float32)
+        first = top[0] if top else last
+        self._width = -(-first.weight.shape[1] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        widths = [self._width] + [0] * len(top)
+        *top, last = (_widened(x, w) for x, w in zip((*top, last), widths, strict=True))
+        self._top = [_of_type(layer, dtype) for layer in top]
+        self._last = _with_more_outputs(last)
 
     @torch.inference_mode()
     def __call__(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
@@ -73,47 +69,86 @@ class Predictor:
         Returns:
             Logits, shape (B,), float32.
         """
-        if not self._is_plain:
-            return self._by_model(dense, sparse)
-        model = self._model
-        vector = _through(self._bottom, dense.to(self.dtype)) if self._bottom else None
-        pooled = model.tables(sparse, self.dtype)
+        return self.head(dense, self._model.tables(sparse, self.dtype))
+
+    @torch.inference_mode()
+    def head(self, dense: Tensor, pooled: Tensor) -> Tensor:
+        """Everything after the lookup.
+
+        Args:
+            dense: Shape (B, N), float32.
+            pooled: Shape (B, F, D), of type `dtype`.
+
+        Returns:
+            Logits, shape (B,), float32.
+        """
+        B, model = len(dense), self._model
         if not pooled.shape[1]:  # a batch without sparse features does not know its B
-            pooled = pooled.new_empty(len(dense), 0, pooled.shape[2])
-        width = (self._top[0] if self._top else self._last).weight.shape[1]
+            pooled = pooled.new_empty(B, 0, pooled.shape[2])
+        if not dense.is_cuda and B < MIN_ROWS:
+            dense = F.pad(dense, (0, 0, 0, MIN_ROWS - B))
+            pooled = F.pad(pooled, (0, 0, 0, 0, 0, MIN_ROWS - B))
+        has_dense = model.bottom_mlp is not None
+        vector = _through(self._bottom, dense.to(self.dtype)) if has_dense else None
         if model.interaction == "dot":
-            joined = dot_interaction(vector, pooled, model.include_diagonal, width)
+            joined = dot_interaction(vector, pooled, model.include_diagonal, self._width)
         else:
             joined = cat_interaction(vector, pooled)
-            joined = nn.functional.pad(joined, (0, width - joined.shape[1]))
+            joined = F.pad(joined, (0, self._width - joined.shape[1]))
         hidden = _through(self._top, joined).float()
-        return nn.functional.linear(hidden, *self._last).squeeze(1)
-
-    def _by_model(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
-        model, was_training = self._model, self._model.training
-        is_plain = self.dtype == torch.float32
-        model.eval()
-        try:
-            with torch.autocast(dense.device.type, self.dtype, enabled=not is_plain):
-                return model(dense, sparse).float()
-        finally:
-            model.train(was_training)
+        return row_linear(hidden, self._last.weight, self._last.bias, relu=False)[:B, 0]
 
 
-def _through(layers: Sequence[_Linear], x: Tensor) -> Tensor:
-    """Linear, ReLU, linear, ReLU, ..."""
-    for weight, bias in layers:
-        x = linear_relu(x, weight, bias)
+def _through(layers: Sequence[_Layer], x: Tensor) -> Tensor:
+    """Linear, norm, ReLU, linear, norm, ReLU, ..."""
+    for weight, bias, norm in layers:
+        x = row_linear(x, weight, bias, relu=norm is None)
+        if norm is not None:
+            x = norm(x.float()).relu_().to(x.dtype)
     return x
 
 
-def _taken(linear: nn.Linear, dtype: torch.dtype, width: int = 0) -> _Linear:
-    """A layer's tensors in a type, its input widened by zeros."""
-    weight = linear.weight.detach()
-    if missing := max(width - linear.in_features, 0):
-        weight = nn.functional.pad(weight, (0, missing))
-    return _Linear(weight.to(dtype), linear.bias.detach().to(dtype))
+def _layers(mlp: nn.Module | None, dtype: torch.dtype) -> list[_Layer]:
+    """The linear layers of an MLP, each with the normalisation that follows it."""
+    found: list[_Layer] = []
+    for module in layers_of(mlp):
+        if isinstance(module, nn.Linear):
+            weight, bias = module.weight.detach(), module.bias.detach()
+            found.append(_of_type(_Layer(weight, bias, None), dtype))
+        elif not isinstance(module, nn.ReLU | nn.Dropout):
+            found[-1] = found[-1]._replace(norm=_Evaluated(module))
+    return found
 
 
-def _linears(mlp: nn.Module | None) -> list[nn.Linear]:
-    return [module for module in layers_of(mlp) if isinstance(module, nn.Linear)]
+class _Evaluated(nn.Module):
+    """A normalisation as it computes in evaluation, whatever mode the model is in."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        if isinstance(norm, nn.BatchNorm1d):
+            moments = norm.running_mean, norm.running_var
+            return F.batch_norm(x, *moments, norm.weight, norm.bias, eps=norm.eps)
+        y: Tensor = norm(x)
+        return y
+
+
+def _of_type(layer: _Layer, dtype: torch.dtype) -> _Layer:
+    return layer._replace(weight=layer.weight.to(dtype), bias=layer.bias.to(dtype))
+
+
+def _widened(layer: _Layer, width: int) -> _Layer:
+    """A layer whose input is widened by zeros."""
+    missing = max(width - layer.weight.shape[1], 0)
+    return layer._replace(weight=F.pad(layer.weight, (0, missing)))
+
+
+def _with_more_outputs(last: _Layer) -> _Layer:
+    """The output layer with outputs of zero beside its one; see `MIN_COLUMNS`."""
+    more = MIN_COLUMNS - len(last.weight) if not last.weight.is_cuda else 0
+    return last._replace(
+        weight=F.pad(last.weight, (0, 0, 0, more)), bias=F.pad(last.bias, (0, more))
+    )

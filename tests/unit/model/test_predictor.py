@@ -13,7 +13,14 @@ from fastdlrm.model.predictor import Predictor
 D = 8
 
 
-def make_model(interaction: str = "dot", num_dense: int = 3, **changes) -> DLRM:
+def make_model(
+    interaction: str = "dot",
+    num_dense: int = 3,
+    *,
+    bottom: tuple[int, ...] = (6, D),
+    top: tuple[int, ...] = (9, 5),
+    **changes,
+) -> DLRM:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({"a": 20, "b": 7}, ["a", "b", "a"], embedding_dim=D)
     tables.initialise("normal", generator, 0.5)
@@ -21,9 +28,9 @@ def make_model(interaction: str = "dot", num_dense: int = 3, **changes) -> DLRM:
     width = vectors * D
     if interaction == "dot":
         width = vectors * (vectors - 1) // 2 + D * bool(num_dense)
-    bottom = build_mlp(num_dense, (6, D), generator=generator, **changes) if num_dense else None
-    top = build_mlp(width, (9, 5), out_features=1, generator=generator, **changes)
-    return DLRM(tables, bottom, top, interaction=interaction)
+    bottom_mlp = build_mlp(num_dense, bottom, generator=generator, **changes) if num_dense else None
+    top_mlp = build_mlp(width, top, out_features=1, generator=generator, **changes)
+    return DLRM(tables, bottom_mlp, top_mlp, interaction=interaction)
 
 
 def make_inputs(num_dense: int, has_bags: bool, B: int) -> tuple[Tensor, SparseBatch]:
@@ -71,3 +78,37 @@ def test_bf16_is_near_and_only_where_asked_for() -> None:
     # 8 bits a number, logits of order 1
     torch.testing.assert_close(coarse, exact, rtol=0.05, atol=0.05)
     assert not torch.equal(coarse, exact)
+
+
+WIDE = {"bottom": (512, 256, 64, D), "top": (512, 256)}
+NARROW = {"bottom": (6, D), "top": (9, 5)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"norm": "layer"}, {"norm": "batch"}])
+@pytest.mark.parametrize("has_bags", [False, True])
+@pytest.mark.parametrize("num_dense", [3, 0])
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("widths", [WIDE, NARROW])
+def test_bits_do_not_depend_on_the_other_samples(
+    widths: dict[str, tuple[int, ...]],
+    interaction: str,
+    num_dense: int,
+    has_bags: bool,
+    changes: dict[str, object],
+    dtype: torch.dtype,
+) -> None:
+    model = make_model(interaction, num_dense, **widths, **changes)
+    predictor = Predictor(model, dtype)
+    dense, sparse = make_inputs(num_dense, has_bags, 300)
+    together = predictor(dense, sparse)
+    threads = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2):
+            torch.set_num_threads(num_threads)
+            for start, count in ((0, 1), (5, 2), (20, 7), (21, 15), (3, 16), (40, 17), (31, 257)):
+                rows = slice(start, start + count)
+                alone = predictor(dense[rows], sparse.slice(start, start + count))
+                assert torch.equal(alone, together[rows]), (num_threads, start, count)
+    finally:
+        torch.set_num_threads(threads)
