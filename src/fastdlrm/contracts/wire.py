@@ -3,18 +3,19 @@
 A body is JSON, or JSON followed by raw tensors (Triton's binary tensor extension): then the header
 `Inference-Header-Content-Length` counts the JSON's bytes, each tensor's `binary_data_size` its own,
 in the order of the tensors, and together they fill the body exactly. Lengths are never trusted.
-
-Parameters of a request are `timeout` (microseconds), `priority`, `top_k` and `binary_data_output`.
-Those of stateful models and of other servers' codecs (`IGNORED_PARAMETERS`) change nothing here and
-are ignored; any other name is refused, so that a misspelt `timeout` does not pass in silence.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 
+from fastdlrm.contracts.parameters import (
+    NO_PARAMETERS,
+    Parameters,
+    read_parameters,
+    write_parameters,
+)
 from fastdlrm.contracts.tensors import WireTensor, quoted, view_tensor
 from fastdlrm.contracts.wire_json import (
     NO_DATA,
@@ -32,32 +33,11 @@ from fastdlrm.errors import RequestError
 
 HEADER_LENGTH = "inference-header-content-length"
 """Header that counts the bytes of JSON before the binary part; absent where there is none."""
-IGNORED_PARAMETERS = frozenset(
-    ("sequence_id", "sequence_start", "sequence_end", "content_type", "headers")
-)
-MAX_TIMEOUT_US = 2**53
-"""About 285 years; larger ones lose microseconds as float seconds."""
 
 INFER_DECODER = msgspec.json.Decoder(InferBody)
 OUTCOME_DECODER = msgspec.json.Decoder(OutcomeBody)
 ERROR_DECODER = msgspec.json.Decoder(ErrorBody)
 ENCODER = msgspec.json.Encoder()
-
-
-class Parameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request asks for besides its tensors."""
-
-    timeout_us: int = 0
-    """Time the answer may take, in microseconds; 0 = no limit of the client's."""
-    priority: int = 0
-    """1 is the highest, larger ones are lower; 0 = the server's default."""
-    top_k: int | None = None
-    """Answer the k best rows instead of all scores."""
-    binary_data_output: bool = False
-    """Answer in binary where an output does not say."""
-
-
-NO_PARAMETERS = Parameters()
 
 
 class RequestedOutput(msgspec.Struct, frozen=True):
@@ -218,48 +198,6 @@ def binary_size(body: TensorBody, where: str) -> int | None:
     return size
 
 
-def read_parameters(found: Mapping[str, Any]) -> Parameters:
-    """A request's parameters, checked; null is the same as absent.
-
-    Raises:
-        RequestError: An unknown name, or a value of another type or out of range.
-    """
-    if not found:
-        return NO_PARAMETERS
-    values: dict[str, Any] = {}
-    for name, value in found.items():
-        if name in IGNORED_PARAMETERS or value is None:
-            continue
-        if name == "binary_data_output":
-            if type(value) is not bool:
-                raise wrong_parameter(name, value, "true or false")
-            values[name] = value
-        elif name == "timeout":
-            values["timeout_us"] = bounded(name, value, 0, MAX_TIMEOUT_US, "microseconds, ")
-        elif name == "priority":
-            values[name] = bounded(name, value, 0, 2**32 - 1, "")
-        elif name == "top_k":
-            values[name] = bounded(name, value, 1, 2**31 - 1, "")
-        else:
-            raise RequestError(
-                f"parameter {quoted(name)} is not known; allowed are timeout, priority, top_k, "
-                "binary_data_output"
-            )
-    return Parameters(**values)
-
-
-def bounded(name: str, value: Any, low: int, high: int, unit: str) -> int:
-    """An integer parameter within its bounds; RequestError otherwise."""
-    if type(value) is not int or not low <= value <= high:
-        raise wrong_parameter(name, value, f"an integer, {unit}{low} to {high}")
-    return value
-
-
-def wrong_parameter(name: str, value: Any, allowed: str) -> RequestError:
-    """The error of a parameter's value."""
-    return RequestError(f"parameter '{name}' is {quoted(value)}; allowed is {allowed}")
-
-
 def read_outputs(bodies: Sequence[OutputBody]) -> tuple[RequestedOutput, ...]:
     """Requested outputs; RequestError for one named twice or in a form that is not supported."""
     outputs: dict[str, RequestedOutput] = {}
@@ -297,16 +235,6 @@ def encode_infer(
     """
     names = infer.inputs if binary is True else binary or ()
     bodies, chunks = write_tensors(infer.inputs, names, "input")
-    parameters = infer.parameters
-    written: dict[str, Any] = {}
-    if parameters.timeout_us:
-        written["timeout"] = parameters.timeout_us
-    if parameters.priority:
-        written["priority"] = parameters.priority
-    if parameters.top_k is not None:
-        written["top_k"] = parameters.top_k
-    if parameters.binary_data_output:
-        written["binary_data_output"] = True
     outputs = [
         OutputBody(
             name=output.name,
@@ -317,7 +245,10 @@ def encode_infer(
         for output in infer.outputs
     ]
     body = InferBody(
-        inputs=bodies, id=infer.id, parameters=written or None, outputs=outputs or None
+        inputs=bodies,
+        id=infer.id,
+        parameters=write_parameters(infer.parameters) or None,
+        outputs=outputs or None,
     )
     headers, all_chunks = assemble(ENCODER.encode(body), chunks)
     return headers, b"".join(all_chunks)
