@@ -1,0 +1,1 @@
+"""Exported model behind HTTP and gRPC."""

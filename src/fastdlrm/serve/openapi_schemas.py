@@ -1,0 +1,123 @@
+"""JSON schemas of the HTTP routes' bodies; those of answers are made from the types themselves."""
+
+from typing import Any
+
+import msgspec
+
+from fastdlrm.contracts import server_info
+from fastdlrm.contracts.tensors import DATATYPES
+from fastdlrm.contracts.wire_json import ErrorBody
+from fastdlrm.serve.status import Status
+
+Json = dict[str, Any]
+
+_ANSWERS = (
+    server_info.ServerMetadata,
+    server_info.Live,
+    server_info.Ready,
+    server_info.ModelReady,
+    server_info.ModelMetadata,
+    server_info.ModelConfig,
+    server_info.Statistics,
+    server_info.RepositoryEntry,
+    Status,
+)
+
+
+def schemas() -> Json:
+    """All schemas by name."""
+    _, components = msgspec.json.schema_components(
+        _ANSWERS, ref_template="#/components/schemas/{name}"
+    )
+    return {
+        **components,
+        "Error": _error(),
+        "Empty": {"type": "object", "additionalProperties": False},
+        "RepositoryIndex": {"type": "array", "items": _reference("RepositoryEntry")},
+        "RepositoryIndexRequest": _object(
+            ready=_with("boolean", "Only what is ready.", default=False)
+        ),
+        "LoadRequest": _object(
+            parameters=_object(version=_with("string", "Number of the version to serve."))
+        ),
+        **_tensor_schemas(),
+    }
+
+
+def _tensor_schemas() -> Json:
+    datatype = {"type": "string", "enum": list(DATATYPES)}
+    data: Json = {
+        "type": "array",
+        "description": "Row-major, nested as the shape or flat. A missing number or text is null.",
+        "items": {},
+    }
+    shape = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+    size = _with("integer", "Bytes in the binary part, instead of `data`.", minimum=0)
+    tensor = _object(
+        ("name", "datatype", "shape"),
+        name={"type": "string"},
+        datatype=datatype,
+        shape=shape,
+        parameters=_object(binary_data_size=size),
+        data=data,
+    )
+    wanted = _object(
+        ("name",),
+        name={"type": "string"},
+        parameters=_object(binary_data=_with("boolean", "Answer this output in binary.")),
+    )
+    request = _object(
+        ("inputs",),
+        id=_with("string", "Comes back with the answer."),
+        parameters=_parameters(),
+        inputs={
+            "type": "array",
+            "description": "One tensor a raw column, shape [N], or [1] for the same value in all "
+            "rows; or the tensors `dense` and `ids` as `fastdlrm prepare` writes them.",
+            "items": tensor,
+        },
+        outputs={"type": "array", "items": wanted},
+    )
+    answer = _object(
+        ("model_name", "outputs"),
+        model_name={"type": "string"},
+        model_version={"type": "string"},
+        id={"type": "string"},
+        outputs={
+            "type": "array",
+            "description": "`score` FP32 [N]; with `top_k` `item_index` INT64 [k] and `score` [k].",
+            "items": tensor,
+        },
+    )
+    return {"InferRequest": request, "InferResponse": answer}
+
+
+def _parameters() -> Json:
+    return _object(
+        timeout=_with("integer", "Deadline, microseconds from arrival; 0: none.", minimum=0),
+        priority=_with("integer", "1 is the highest; 0: the default.", minimum=0),
+        top_k=_with("integer", "Answer this many of the best rows, best first.", minimum=1),
+        binary_data_output=_with("boolean", "Answer all outputs in binary."),
+    )
+
+
+def _error() -> Json:
+    _, components = msgspec.json.schema_components((ErrorBody,))
+    schema: Json = components["ErrorBody"]
+    return schema | {
+        "title": "Error",
+        "description": "Where, what was found, what is allowed, what to do.",
+    }
+
+
+def _object(required: tuple[str, ...] = (), /, **properties: Json) -> Json:
+    schema: Json = {"type": "object", "properties": properties}
+    return schema | ({"required": list(required)} if required else {})
+
+
+def _with(kind: str, description: str, **more: Any) -> Json:
+    return {"type": kind, "description": description, **more}
+
+
+def _reference(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
