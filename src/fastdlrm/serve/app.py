@@ -20,6 +20,7 @@ from fastdlrm.serve.access import Access
 from fastdlrm.serve.http import CLOSE, Receive, Refused, Request, Response, Scope, Send
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.metrics import Metrics
+from fastdlrm.serve.protocol import CONNECTION
 from fastdlrm.serve.routes import RouteTable
 
 _STATUS: tuple[tuple[type[FastDLRMError], int], ...] = (
@@ -67,6 +68,9 @@ class App:
             return
         self.num_in_flight += 1
         request = Request(scope, receive)
+        connection = scope.get(CONNECTION)
+        if connection is not None:
+            connection.answering = asyncio.current_task()
         name = _UNKNOWN
         try:
             try:
@@ -77,7 +81,7 @@ class App:
             except FastDLRMError as problem:
                 response = answer_of(problem)
             except asyncio.CancelledError:
-                if request.is_gone:
+                if connection is not None and connection.is_gone:
                     self._metrics.answered("http", name, "499")
                     return
                 response = answer_of(Overloaded("the server shuts down; ask another one"))

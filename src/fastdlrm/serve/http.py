@@ -95,14 +95,12 @@ class Request:
         model: Name in its path; empty where the path names none.
         version: Number of a version in its path; empty where it names none.
         is_read: Whether the whole body was received.
-        is_gone: Whether the client closed the connection.
     """
 
     __slots__ = (
         "_headers",
         "_receive",
         "arrived_ns",
-        "is_gone",
         "is_read",
         "model",
         "scope",
@@ -115,7 +113,6 @@ class Request:
         self.model = ""
         self.version = ""
         self.is_read = False
-        self.is_gone = False
         self._receive = receive
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
 
@@ -123,37 +120,25 @@ class Request:
         """A header's value by its name in lower case."""
         return self._headers.get(name)
 
-    async def body(self, max_bytes: int, timeout_s: float) -> bytes:
+    async def body(self, max_bytes: int) -> bytes:
         """Read the body, and open it where it is compressed.
 
         Args:
             max_bytes: Most that is allowed, before and after.
-            timeout_s: For all of it to come.
 
         Raises:
-            Refused: 413 too large, 408 too slow, 415 or 400 its compression, 400 cut short.
+            Refused: 413 too large, 415 or 400 its compression, 400 cut short.
         """
         length = self._headers.get(b"content-length")
         if length is not None and int(length) > max_bytes:
             raise Refused(413, f"body of {int(length)} bytes; at most {max_bytes} are allowed")
-        try:
-            async with asyncio.timeout(timeout_s):
-                content = await self._read(max_bytes)
-        except TimeoutError as problem:
-            raise Refused(
-                408, f"the body did not come within {timeout_s:g} s; send it faster", (CLOSE,)
-            ) from problem
+        content = await self._read(max_bytes)
         encoding = self._headers.get(b"content-encoding")
         if encoding is None or encoding == b"identity":
             return content
         if len(content) < _THREAD_BYTES:
             return decompress(content, encoding, max_bytes)
         return await asyncio.to_thread(decompress, content, encoding, max_bytes)
-
-    async def gone(self) -> None:
-        """Wait until the client closes the connection."""
-        while not self.is_gone:
-            self.is_gone = (await self._receive())["type"] == "http.disconnect"
 
     async def _read(self, max_bytes: int) -> bytes:
         message = await self._receive()
@@ -172,7 +157,6 @@ class Request:
                 self.is_read = True
                 return b"".join(pieces)
             message = await self._receive()
-        self.is_gone = True
         raise Refused(400, "the connection was closed before the body ended")
 
 

@@ -2,29 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from typing import TypeVar
 
 from fastdlrm.contracts.wire import (
     HEADER_LENGTH,
-    Infer,
-    Outcome,
     decode_infer,
     encode_outcome,
     read_header_length,
 )
 from fastdlrm.errors import RequestError
 from fastdlrm.serve.backend import Backend
-from fastdlrm.serve.config import Http, Limits
+from fastdlrm.serve.config import Limits
 from fastdlrm.serve.http import Request, Response
 from fastdlrm.serve.metrics import Metrics
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 TIMEOUT_HEADER = b"request-timeout-ms"
-WATCH_AFTER_S = 0.02
-"""A request still unanswered after this is watched for its client's leaving."""
-
-T = TypeVar("T")
 
 
 class InferenceRoutes:
@@ -33,26 +25,26 @@ class InferenceRoutes:
     Args:
         backend: Scores.
         limits: What a request may ask for.
-        http: How long a body may take.
         metrics: Where the time of answering is counted.
     """
 
-    def __init__(self, backend: Backend, limits: Limits, http: Http, metrics: Metrics) -> None:
+    def __init__(self, backend: Backend, limits: Limits, metrics: Metrics) -> None:
         self._backend = backend
         self._max_body_bytes = limits.max_body_bytes
-        self._body_timeout_s = http.body_timeout_s
         self._metrics = metrics
 
     async def infer(self, request: Request) -> Response:
         """POST /v2/models/{model}[/versions/{version}]/infer."""
-        body = await request.body(self._max_body_bytes, self._body_timeout_s)
+        body = await request.body(self._max_body_bytes)
         infer = decode_infer(
             body,
             read_header_length(request.header(_HEADER_LENGTH)),
             model_name=request.model,
             model_version=request.version,
         )
-        outcome = await self._outcome(infer, request)
+        outcome = await self._backend.infer(
+            infer, header_deadline_s(request), arrived_ns=request.arrived_ns
+        )
         started_ns = time.perf_counter_ns()
         headers, pieces = encode_outcome(outcome, infer)
         response = Response(
@@ -64,12 +56,6 @@ class InferenceRoutes:
             (time.perf_counter_ns() - started_ns) * 1e-9
         )
         return response
-
-    async def _outcome(self, infer: Infer, request: Request) -> Outcome:
-        return await until_gone(
-            request,
-            self._backend.infer(infer, header_deadline_s(request), arrived_ns=request.arrived_ns),
-        )
 
 
 def header_deadline_s(request: Request) -> float | None:
@@ -92,26 +78,3 @@ def header_deadline_s(request: Request) -> float | None:
         )
     waited_s = (time.perf_counter_ns() - request.arrived_ns) * 1e-9
     return asyncio.get_running_loop().time() - waited_s + timeout_ms / 1000
-
-
-async def until_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for an answer; the work is cancelled when the client closes the connection.
-
-    Watching costs a task, more than a quick answer does: it begins after a while.
-    """
-    loop = asyncio.get_running_loop()
-    answering = asyncio.current_task()
-    watchers: list[asyncio.Task[None]] = []
-
-    async def watch() -> None:
-        await request.gone()
-        if answering is not None:
-            answering.cancel()
-
-    timer = loop.call_later(WATCH_AFTER_S, lambda: watchers.append(loop.create_task(watch())))
-    try:
-        return await work
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()

@@ -27,12 +27,10 @@ class ModelRoutes:
 
     Args:
         backend: Knows the answers.
-        body_timeout_s: For a body to come.
     """
 
-    def __init__(self, backend: Backend, body_timeout_s: float) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._body_timeout_s = body_timeout_s
 
     async def server(self, request: Request) -> Response:
         """GET /v2."""
@@ -83,5 +81,5 @@ class ModelRoutes:
         return Response(b"{}")
 
     async def _decoded(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
-        body = await request.body(MAX_BODY_BYTES, self._body_timeout_s)
+        body = await request.body(MAX_BODY_BYTES)
         return decode_json(body or b"{}", decoder, "request body")

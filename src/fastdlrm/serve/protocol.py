@@ -1,7 +1,8 @@
-"""One HTTP/1.1 connection: uvicorn's, with bounds on headers, their time, and the connections.
+"""One HTTP/1.1 connection: uvicorn's, with bounds on what it may hold and how long.
 
-A connection that is open costs a file and some kilobytes, so what a client may hold open without
-asking anything is bounded: `Connection.sweep` closes those whose headers do not come.
+Invariants: headers and bodies that do not come in time end the connection (`sweep`, called now and
+then: a timer a request would cost more than the request); a response leaves in one write; when the
+client goes, the task that answers it is cancelled.
 """
 
 import asyncio
@@ -11,6 +12,10 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+CONNECTION = "fastdlrm.connection"
+"""Key of the ASGI scope that holds the `Connection`."""
+_INTERIM = b"HTTP/1.1 1"
+
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds of `Connection`; meanings as in `Http` of the config."""
@@ -18,57 +23,67 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: int
     max_header_bytes: int
     header_timeout_s: float
+    body_timeout_s: float
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, made by a subclass that sets `limits`."""
+    """uvicorn's connection, made by a subclass that sets `limits`.
+
+    Attributes:
+        answering: The task that answers the request under way; whoever answers sets it.
+        is_gone: Whether the client closed the connection.
+    """
 
     limits: ConnectionLimits
-    refused: int = 0
-    """Connections refused because there were too many, of all instances."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it."""
         super().connection_made(transport)
+        self.answering: asyncio.Task[Any] | None = None
+        self.is_gone = False
         self._header_bytes = 0
-        self._waits_since: float | None = self.loop.time()
+        self._headers_since: float | None = self.loop.time()
+        self._body_since: float | None = None
+        self._writer = _Writer(transport)
         if len(self.connections) > self.limits.max_connections:
-            type(self).refused += 1
             self.refuse(503, f"more than {self.limits.max_connections} connections; try later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, or was sent away."""
+        self.is_gone = True
+        super().connection_lost(exc)
+        if self.answering is not None:
+            self.answering.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self.transport.is_closing():
             return
-        between_requests = self.cycle is None or self.cycle.response_complete
-        was_waiting = self._waits_since is not None
-        if between_requests and not was_waiting:
-            self._waits_since = self.loop.time()
+        was_waiting = self._headers_since is not None
+        if not was_waiting and (self.cycle is None or self.cycle.response_complete):
+            self._headers_since = self.loop.time()
         super().data_received(data)
-        if was_waiting and self._waits_since is not None:
-            self._count(len(data))  # headers that do not end: the parser would hold any number
+        if was_waiting and self._headers_since is not None:
+            self._header_bytes += len(data)  # of headers that do not end, the parser holds all
+            self._bound(self._header_bytes)
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[literal-required]
         self._header_bytes = 0
-        self._waits_since = self.loop.time()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of the path."""
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        super().on_header(name, value)
-        self._count(len(name) + len(value))
+        self._headers_since = self.loop.time()
 
     def on_headers_complete(self) -> None:
         """All headers are there: start answering."""
-        self._waits_since = None
+        self._body_since, self._headers_since = self._headers_since, None
+        size = len(self.url)
+        for name, value in self.headers:
+            size += len(name) + len(value)
+        self._bound(size)
         if not self.transport.is_closing():
             super().on_headers_complete()
+            self.cycle.transport = self._writer  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -77,8 +92,15 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is there."""
+        self._body_since = None
         if self.cycle is not None:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is given."""
+        self.answering = None
+        self._writer.end()
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -95,24 +117,59 @@ class Connection(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
-    def _count(self, num_bytes: int) -> None:
-        self._header_bytes += num_bytes
-        if self._header_bytes > self.limits.max_header_bytes and not self.transport.is_closing():
-            self.refuse(
-                431, f"headers of more than {self.limits.max_header_bytes} bytes; send fewer"
-            )
-
-    def late(self, now: float) -> bool:
-        """Whether headers should have come by now (time of the event loop)."""
-        since = self._waits_since
-        return since is not None and now - since > self.limits.header_timeout_s
+    def late(self, now: float) -> str:
+        """What should have come by now (time of the event loop); empty: nothing."""
+        limits = self.limits
+        if self._headers_since is not None and now - self._headers_since > limits.header_timeout_s:
+            return f"no whole headers within {limits.header_timeout_s:g} s; send them faster"
+        if self._body_since is not None and now - self._body_since > limits.body_timeout_s:
+            return f"no whole body within {limits.body_timeout_s:g} s; send it faster"
+        return ""
 
     @staticmethod
     def sweep(connections: Iterable[Any], now: float) -> int:
-        """Answer 408 to connections whose headers are late, and close them; how many."""
-        late = [c for c in connections if isinstance(c, Connection) and c.late(now)]
-        for connection in late:
-            if not connection.transport.is_closing():
-                limit = connection.limits.header_timeout_s
-                connection.refuse(408, f"no whole request within {limit:g} s")
-        return len(late)
+        """Answer 408 to connections that are late, and close them; how many."""
+        num_late = 0
+        for connection in connections:
+            if isinstance(connection, Connection) and (message := connection.late(now)):
+                num_late += 1
+                if not connection.transport.is_closing():
+                    connection.refuse(408, message)
+        return num_late
+
+    def _bound(self, header_bytes: int) -> None:
+        limit = self.limits.max_header_bytes
+        if header_bytes > limit and not self.transport.is_closing():
+            self.refuse(431, f"headers of more than {limit} bytes; send fewer")
+
+
+class _Writer:
+    """Holds the head of a response until its body: one call of the system, and one packet."""
+
+    __slots__ = ("_head", "_is_open", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._is_open = False
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif not self._is_open and not data.startswith(_INTERIM):
+            self._head, self._is_open = data, True
+            return
+        self._transport.write(data)
+
+    def end(self) -> None:
+        self._is_open = False
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()

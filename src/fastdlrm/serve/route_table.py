@@ -30,8 +30,8 @@ def all_routes(
         config: How the server runs.
         status: Gives the server's status, with the seconds that ended after a time.
     """
-    models = ModelRoutes(backend, config.http.body_timeout_s)
-    inference = InferenceRoutes(backend, config.limits, config.http, metrics)
+    models = ModelRoutes(backend)
+    inference = InferenceRoutes(backend, config.limits, metrics)
     pages = PageRoutes(repository, metrics, status)
     is_open = config.security.open_health
     server = Route("server", models.server)

@@ -253,6 +253,7 @@ def http_config(app: App, config: ServeConfig) -> uvicorn.Config:
         max_connections=http.max_connections,
         max_header_bytes=http.max_header_bytes,
         header_timeout_s=http.header_timeout_s,
+        body_timeout_s=http.body_timeout_s,
     )
     made = uvicorn.Config(
         app,
