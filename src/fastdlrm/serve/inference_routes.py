@@ -5,6 +5,8 @@ import time
 
 from fastdlrm.contracts.wire import (
     HEADER_LENGTH,
+    Infer,
+    Outcome,
     decode_infer,
     encode_outcome,
     read_header_length,
@@ -14,6 +16,7 @@ from fastdlrm.serve.backend import Backend
 from fastdlrm.serve.config import Limits
 from fastdlrm.serve.http import Request, Response
 from fastdlrm.serve.metrics import Metrics
+from fastdlrm.serve.ranking import decode_rank, decode_score, encode_score
 
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 TIMEOUT_HEADER = b"request-timeout-ms"
@@ -42,9 +45,7 @@ class InferenceRoutes:
             model_name=request.model,
             model_version=request.version,
         )
-        outcome = await self._backend.infer(
-            infer, header_deadline_s(request), arrived_ns=request.arrived_ns
-        )
+        outcome = await self._answer(infer, request)
         started_ns = time.perf_counter_ns()
         headers, pieces = encode_outcome(outcome, infer)
         response = Response(
@@ -52,10 +53,37 @@ class InferenceRoutes:
             content_type=headers.pop("content-type").encode(),
             headers=tuple((name.encode(), value.encode()) for name, value in headers.items()),
         )
-        self._metrics.of(outcome.model_name).respond.observe(
-            (time.perf_counter_ns() - started_ns) * 1e-9
-        )
+        self._responded(outcome, started_ns)
         return response
+
+    async def rank(self, request: Request) -> Response:
+        """POST /v1/models/{model}[/versions/{version}]:rank."""
+        body = await request.body(self._max_body_bytes)
+        query = decode_rank(body, model_name=request.model, model_version=request.version)
+        outcome = await self._answer(query.infer, request)
+        started_ns = time.perf_counter_ns()
+        response = Response(query.encode(outcome))
+        self._responded(outcome, started_ns)
+        return response
+
+    async def score(self, request: Request) -> Response:
+        """POST /v1/models/{model}[/versions/{version}]:score."""
+        body = await request.body(self._max_body_bytes)
+        infer = decode_score(body, model_name=request.model, model_version=request.version)
+        outcome = await self._answer(infer, request)
+        started_ns = time.perf_counter_ns()
+        response = Response(encode_score(outcome))
+        self._responded(outcome, started_ns)
+        return response
+
+    async def _answer(self, infer: Infer, request: Request) -> Outcome:
+        return await self._backend.infer(
+            infer, header_deadline_s(request), arrived_ns=request.arrived_ns
+        )
+
+    def _responded(self, outcome: Outcome, started_ns: int) -> None:
+        respond = self._metrics.of(outcome.model_name).respond
+        respond.observe((time.perf_counter_ns() - started_ns) * 1e-9)
 
 
 def header_deadline_s(request: Request) -> float | None:

@@ -3,10 +3,11 @@
 Invariant: a test holds its paths against the routes that the server answers.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastdlrm import __version__
-from fastdlrm.serve.openapi_schemas import schemas
+from fastdlrm.serve.openapi_schemas import request_examples, schemas
 
 Json = dict[str, Any]
 
@@ -49,12 +50,16 @@ _PROBLEMS = {
 }
 
 
-def document(model: str = "") -> Json:
+def document(model: str = "", examples: Sequence[Mapping[str, Any]] = ()) -> Json:
     """The document.
 
     Args:
         model: Name of a model served, for the examples of paths; empty: none.
+        examples: Raw rows of it, for the examples of bodies.
     """
+    made = schemas()
+    for name, example in request_examples(examples).items():
+        made[name]["examples"] = [example]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -66,7 +71,7 @@ def document(model: str = "") -> Json:
         },
         "servers": [{"url": "/"}],
         "tags": [
-            {"name": "ranking", "description": "One context, many items."},
+            {"name": "ranking", "description": "Raw values as in the log, as JSON."},
             {"name": "inference", "description": "Open Inference Protocol, version 2."},
             {"name": "repository", "description": "Which versions are served."},
             {"name": "operation", "description": "Health, metrics, pages."},
@@ -74,7 +79,7 @@ def document(model: str = "") -> Json:
         "security": [{}, {"bearer": []}],
         "paths": _paths(model),
         "components": {
-            "schemas": schemas(),
+            "schemas": made,
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -92,9 +97,15 @@ def _paths(model: str) -> Json:
 
 def _native_paths(model: Json) -> Json:
     paths: Json = {}
+    for path, parameters in _versioned("/v1/models/{model}", "", model):
+        paths[path] = {
+            "get": _operation(
+                "ranking", "Example rows of a model", "Examples", parameters=parameters
+            )
+        }
     for verb, summary, request, answer in (
-        ("rank", "Order items for one context, best first", "RankRequest", "RankResponse"),
-        ("score", "Score rows", "ScoreRequest", "ScoreResponse"),
+        ("rank", "Order candidates for one user, best first", "RankBody", "RankAnswer"),
+        ("score", "Score rows", "ScoreBody", "ScoreAnswer"),
     ):
         for path, parameters in _versioned("/v1/models/{model}", f":{verb}", model):
             paths[path] = {

@@ -1,12 +1,21 @@
 """JSON schemas of the HTTP routes' bodies; those of answers are made from the types themselves."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from fastdlrm.contracts import server_info
 from fastdlrm.contracts.tensors import DATATYPES
+from fastdlrm.contracts.wire import encode_infer
 from fastdlrm.contracts.wire_json import ErrorBody
+from fastdlrm.serve.ranking import (
+    RankAnswer,
+    RankBody,
+    ScoreAnswer,
+    ScoreBody,
+    decode_score,
+)
 from fastdlrm.serve.status import Status
 
 Json = dict[str, Any]
@@ -21,7 +30,12 @@ _ANSWERS = (
     server_info.Statistics,
     server_info.RepositoryEntry,
     Status,
+    RankBody,
+    RankAnswer,
+    ScoreBody,
+    ScoreAnswer,
 )
+_NUM_CANDIDATES = 3
 
 
 def schemas() -> Json:
@@ -33,6 +47,16 @@ def schemas() -> Json:
         **components,
         "Error": _error(),
         "Empty": {"type": "object", "additionalProperties": False},
+        "Examples": _object(
+            ("model_name", "model_version", "examples"),
+            model_name={"type": "string"},
+            model_version={"type": "string"},
+            examples={
+                "type": "array",
+                "items": {"type": "object"},
+                "description": "Raw rows, a value a column, as `:score` takes them.",
+            },
+        ),
         "RepositoryIndex": {"type": "array", "items": _reference("RepositoryEntry")},
         "RepositoryIndexRequest": _object(
             ready=_with("boolean", "Only what is ready.", default=False)
@@ -42,6 +66,26 @@ def schemas() -> Json:
         ),
         **_tensor_schemas(),
     }
+
+
+def request_examples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Json]:
+    """Bodies that a model answers, by the name of their schema.
+
+    Args:
+        rows: Raw rows of it: a value a column; none: no examples.
+    """
+    if not rows:
+        return {}
+    score = {"rows": list(rows[:1])}
+    columns = list(rows[0])
+    shared, own = columns[: len(columns) // 2], columns[len(columns) // 2 :]
+    rank = {
+        "user": {name: rows[0][name] for name in shared},
+        "candidates": [{name: row[name] for name in own} for row in rows[:_NUM_CANDIDATES]],
+        "top_k": 2,
+    }
+    _, infer = encode_infer(decode_score(msgspec.json.encode(score)), binary=False)
+    return {"ScoreBody": score, "RankBody": rank, "InferRequest": msgspec.json.decode(infer)}
 
 
 def _tensor_schemas() -> Json:

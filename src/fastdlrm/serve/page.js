@@ -287,8 +287,8 @@ function fill() {
   const half = Math.floor(Object.keys(row).length / 2);
   const shared = Object.keys(row).slice(0, half), own = Object.keys(row).slice(half);
   const pick = (from, names) => Object.fromEntries(names.map(name => [name, from[name]]));
-  $("context").value = JSON.stringify(pick(row, shared), null, 1).replace(/\n */g, " ");
-  $("items").value = rows.slice(0, 8).map(item => JSON.stringify(pick(item, own))).join("\n");
+  $("user").value = JSON.stringify(pick(row, shared), null, 1).replace(/\n */g, " ");
+  $("candidates").value = rows.slice(0, 8).map(item => JSON.stringify(pick(item, own))).join("\n");
 }
 function mode(rank) {
   ranking = rank;
@@ -308,14 +308,14 @@ function requestOf() {
       [name, typed(input.value, kind)]));
     return [`${path}:score`, { rows: [row] }];
   }
-  const items = $("items").value.split("\n").filter(line => line.trim()).map((line, at) => {
-    try { return JSON.parse(line); } catch (problem) { throw new Error(`item ${at}: ${problem.message}`); }
+  const candidates = $("candidates").value.split("\n").filter(line => line.trim()).map((line, at) => {
+    try { return JSON.parse(line); } catch (problem) { throw new Error(`candidate ${at}: ${problem.message}`); }
   });
-  let context;
-  try { context = JSON.parse($("context").value || "{}"); } catch (problem) {
-    throw new Error(`context: ${problem.message}`);
+  let user;
+  try { user = JSON.parse($("user").value || "{}"); } catch (problem) {
+    throw new Error(`user: ${problem.message}`);
   }
-  return [`${path}:rank`, { context, items }];
+  return [`${path}:rank`, { user, candidates }];
 }
 function curl(path, body) {
   const url = new URL(path, location.href);
@@ -327,9 +327,9 @@ function probability(score) {
     el("div", { className: "meter" }, el("span", { style: `width: ${100 * score}%` })));
 }
 function ranked(answer) {
-  const best = Math.max(1e-12, ...answer.items.map(item => item.score));
-  return el("ol", { className: "ranked" }, ...answer.items.map(({ index, score }) => el("li", {},
-    el("span", {}, `item ${index}`),
+  const best = Math.max(1e-12, ...answer.ranking.map(item => item.score));
+  return el("ol", { className: "ranked" }, ...answer.ranking.map(({ index, score }) => el("li", {},
+    el("span", {}, `candidate ${index}`),
     el("div", { className: "meter" }, el("span", { style: `width: ${100 * score / best}%` })),
     el("span", { className: "num" }, `${number(100 * score, 4)} %`))));
 }

@@ -58,7 +58,9 @@ class PageRoutes:
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
         serving = self._repository.serving()
-        return json(document(serving[0].name if serving else ""))
+        if not serving or serving[0].state != "READY":
+            return json(document())
+        return json(document(serving[0].name, serving[0].engine.examples))
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""

@@ -58,6 +58,8 @@ def all_routes(
         },
         native={
             "": Route("example", pages.example),
+            "rank": Route("rank", inference.rank, "POST"),
+            "score": Route("score", inference.score, "POST"),
         },
         of_repository={
             "load": Route("load", models.load, "POST"),
