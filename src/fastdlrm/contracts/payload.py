@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from fastdlrm.contracts.tensors import WireTensor, view_tensor
+from fastdlrm.contracts.tensors import WireTensor, place, view_tensor
 from fastdlrm.errors import RequestError
 
 MARK = 0x31504446
@@ -97,10 +97,10 @@ def unpack(view: memoryview) -> dict[str, WireTensor]:
         start = aligned(stop)
         if not 0 <= size <= view.nbytes - start:
             raise RequestError(
-                f"payload: input {name!r} has {size} bytes at {start}, past its end at "
+                f"payload: {place('input', name)} has {size} bytes at {start}, past its end at "
                 f"{view.nbytes}"
             )
-        tensors[name] = view_tensor(datatype, shape, view, start, size, f"input {name!r}")
+        tensors[name] = view_tensor(datatype, shape, view, start, size, place("input", name))
         stop = start + size
     return tensors
 

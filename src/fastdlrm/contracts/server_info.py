@@ -57,7 +57,7 @@ class ModelMetadata(msgspec.Struct, kw_only=True):
     outputs: tuple[TensorMetadata, ...]
 
 
-class ConfigTensor(msgspec.Struct, kw_only=True):
+class ConfigTensor(msgspec.Struct, kw_only=True, omit_defaults=True):
     """An input or output in a model's configuration."""
 
     name: str

@@ -393,6 +393,11 @@ def quoted(value: object) -> str:
     return SHORT.repr(value)
 
 
+def place(what: str, name: str) -> str:
+    """What messages call a tensor, as `input 'C1'`; a long name is cut."""
+    return f"{what} {name!r}" if len(name) <= 60 else f"{what} {quoted(name)}"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """A shape for a message, cut where it is long."""
     text = str(list(shape[: MAX_RANK + 1]))

@@ -16,7 +16,7 @@ from fastdlrm.contracts.parameters import (
     read_parameters,
     write_parameters,
 )
-from fastdlrm.contracts.tensors import WireTensor, quoted, view_tensor
+from fastdlrm.contracts.tensors import WireTensor, place, quoted, view_tensor
 from fastdlrm.contracts.wire_json import (
     NO_DATA,
     ErrorBody,
@@ -155,7 +155,7 @@ def read_tensors(
     total = 0 if binary is None else binary.nbytes
     for body in bodies:
         name = body.name
-        where = f"{what} {name!r}" if len(name) <= 60 else f"{what} {quoted(name)}"
+        where = place(what, name)
         if name in tensors:
             raise RequestError(f"{where}: sent twice; send each {what} once")
         size = binary_size(body, where)
@@ -202,7 +202,7 @@ def read_outputs(bodies: Sequence[OutputBody]) -> tuple[RequestedOutput, ...]:
     """Requested outputs; RequestError for one named twice or in a form that is not supported."""
     outputs: dict[str, RequestedOutput] = {}
     for body in bodies:
-        where = f"output {quoted(body.name)}"
+        where = place("output", body.name)
         if body.name in outputs:
             raise RequestError(f"{where}: asked for twice; ask for each output once")
         parameters = body.parameters or TensorParameters()
@@ -331,7 +331,7 @@ def write_tensors(
             parameters = TensorParameters(binary_data_size=tensor.num_bytes)
             chunks.append(tensor.data.view(np.uint8).data)
         else:
-            data = msgspec.Raw(ENCODER.encode(json_values(tensor, f"{what} {quoted(name)}")))
+            data = msgspec.Raw(ENCODER.encode(json_values(tensor, place(what, name))))
         bodies.append(
             TensorBody(
                 name=name,

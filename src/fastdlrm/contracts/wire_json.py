@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from fastdlrm.contracts.tensors import BYTES, DATATYPES, WireTensor
+from fastdlrm.contracts.tensors import BYTES, DATATYPES, WireTensor, shape_text
 from fastdlrm.errors import RequestError
 
 T = TypeVar("T")
@@ -86,7 +86,9 @@ def decode_json(
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{where}: {error}; see GET /openapi.json for its form") from None
+        text = str(error)  # names what it found, however long that is
+        text = text if len(text) <= 300 else text[:300] + "..."
+        raise RequestError(f"{where}: {text}; see GET /openapi.json for its form") from None
     except RecursionError:
         raise RequestError(f"{where}: JSON is nested too deeply; send tensors flat") from None
 
@@ -131,7 +133,7 @@ def uneven(found: int | None, axis: int, shape: Sequence[int], where: str) -> Re
     """The error of nested data that does not follow its shape."""
     what = "a value that is no array" if found is None else f"an array of {found}"
     return RequestError(
-        f"{where}: data nested {axis + 1} deep holds {what}, but shape {list(shape)} says "
+        f"{where}: data nested {axis + 1} deep holds {what}, but shape {shape_text(shape)} says "
         f"{shape[axis]}; nest the data as its shape, or send it flat"
     )
 

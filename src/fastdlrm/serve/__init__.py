@@ -1,1 +1,1 @@
-"""Exported model behind HTTP and gRPC."""
+"""An exported model behind HTTP and gRPC."""

@@ -17,13 +17,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc.aio
 import uvicorn
 
 from fastdlrm.errors import ConfigError, ServeError
+from fastdlrm.serve import grpc_service
 from fastdlrm.serve.access import Access
 from fastdlrm.serve.app import App
 from fastdlrm.serve.backend import Backend
 from fastdlrm.serve.config import Http, Security, ServeConfig
+from fastdlrm.serve.grpc_service import GrpcService, make_server
 from fastdlrm.serve.log import EventLog, LogBridge
 from fastdlrm.serve.metrics import GaugeValues, Metrics
 from fastdlrm.serve.protocol import Connection, ConnectionLimits
@@ -50,7 +53,8 @@ class Server:
 
     Attributes:
         state: starting, ready, leaving (not ready, still serving) or draining.
-        http_port: Port that is listened at, once `state` is "starting".
+        http_port: Port that is listened at, once `run` does.
+        grpc_port: As `http_port`; 0 where no gRPC is spoken.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Server:
     ) -> None:
         self.state = "starting"
         self.http_port = 0
+        self.grpc_port = 0
         self._config = config
         self._log = log or EventLog()
         self._metrics = Metrics()
@@ -83,6 +88,7 @@ class Server:
         self._metrics.gauges = self._gauges
         self._told_to_end = asyncio.Event()
         self._http: _HttpServer | None = None
+        self._grpc: grpc.aio.Server | None = None
 
     async def run(self) -> None:
         """Serve until a signal, or `end`.
@@ -102,7 +108,14 @@ class Server:
             serving = asyncio.create_task(self._http.serve(sockets=[listener]))
             ticking = asyncio.create_task(self._tick())
             try:
-                self._log("started", pid=os.getpid(), host=config.http.host, port=self.http_port)
+                await self._start_grpc()
+                self._log(
+                    "started",
+                    pid=os.getpid(),
+                    host=config.http.host,
+                    http_port=self.http_port,
+                    grpc_port=self.grpc_port,
+                )
                 await self._start_models()
                 self._be_ready(time.perf_counter() - began)
                 await self._until_told(serving)
@@ -118,6 +131,21 @@ class Server:
     def end(self) -> None:
         """Begin to leave, as SIGTERM does."""
         self._told_to_end.set()
+
+    async def _start_grpc(self) -> None:
+        config = self._config
+        if not config.grpc.enabled:
+            return
+        service = GrpcService(
+            self._backend,
+            allows=None if self._access.is_open else self._access.allows,
+            answered=lambda method, status: self._metrics.answered("grpc", method, status),
+        )
+        self._grpc = make_server(service, max_message_bytes=config.limits.max_body_bytes)
+        host = config.http.host
+        address = f"[{host}]:{config.grpc.port}" if ":" in host else f"{host}:{config.grpc.port}"
+        self.grpc_port = grpc_service.listen(self._grpc, address, tls_files(config.security))
+        await self._grpc.start()
 
     async def _start_models(self) -> None:
         """Load all models, unless told to end before."""
@@ -161,7 +189,11 @@ class Server:
         if self._http is not None:
             self._http.should_exit = True
         self._log("draining", in_flight=self._app.num_in_flight)
-        await serving
+        stopping = [serving]
+        if self._grpc is not None:
+            drain_s = self._config.shutdown.drain_s
+            stopping.append(asyncio.create_task(self._grpc.stop(drain_s)))
+        await asyncio.gather(*stopping)
         while self._app.num_in_flight:  # cut off: each still says so to its client
             await asyncio.sleep(0.01)
 
@@ -226,7 +258,9 @@ class Server:
     @contextlib.contextmanager
     def _library_log(self) -> Iterator[None]:
         bridge = LogBridge(self._log)
-        loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "grpc")]
+        loggers = [
+            logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "grpc", "fastdlrm")
+        ]
         for logger in loggers:
             logger.addHandler(bridge)
         try:
@@ -284,6 +318,13 @@ def tls_problem(security: Security, problem: Exception) -> ConfigError:
         f"security.tls_certificate {security.tls_certificate!r}, tls_key {security.tls_key!r}: "
         f"{problem}; both must be PEM files that belong together"
     )
+
+
+def tls_files(security: Security) -> tuple[bytes, bytes] | None:
+    """Private key and certificate chain; None where no TLS is spoken."""
+    if not security.tls_key:
+        return None
+    return Path(security.tls_key).read_bytes(), Path(security.tls_certificate).read_bytes()
 
 
 def listen(http: Http) -> socket.socket:
