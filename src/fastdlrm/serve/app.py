@@ -7,6 +7,7 @@ that is nobody's fault but this code's is logged whole and told in one line.
 import asyncio
 import random
 import time
+import traceback
 
 from fastdlrm.contracts.wire import encode_error
 from fastdlrm.errors import (
@@ -86,7 +87,13 @@ class App:
                     return
                 response = answer_of(Overloaded("the server shuts down; ask another one"))
             except Exception as problem:  # noqa: BLE001 the last border: the client gets an answer
-                self._log("unforeseen_error", level="error", route=name, problem=repr(problem))
+                self._log(
+                    "unforeseen_error",
+                    level="error",
+                    route=name,
+                    problem=repr(problem),
+                    trace="".join(traceback.format_exception(problem)),
+                )
                 response = answer_of(problem)
             if not request.is_read and request.header(b"expect") is not None:
                 response.headers += (CLOSE,)  # the body may or may not follow
