@@ -15,6 +15,7 @@ from fastdlrm.cli import (
     doctor,
     download,
     evaluate,
+    export,
     export_binary,
     generate,
     inspect,
@@ -63,6 +64,7 @@ app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """What every manifest says."""
 
     kind: str
-    """dataset, run or checkpoint."""
+    """dataset, run, checkpoint or exported."""
     version: int
     """Of the kind's layout."""
     created_by: str
@@ -97,7 +97,7 @@ class CheckpointManifest(Artifact, frozen=True, kw_only=True):
 
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
-VERSIONS = {"dataset": 1, "run": 1, "checkpoint": 1}
+VERSIONS = {"dataset": 1, "run": 1, "checkpoint": 1, "exported": 1}
 
 
 def sha256_of(path: Path) -> str:

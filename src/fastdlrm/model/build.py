@@ -37,13 +37,32 @@ def build_dlrm(
     Raises:
         ConfigError: The config does not fit the schema.
     """
-    num_dense, num_sparse = len(schema.dense), len(schema.sparse)
-    num_vectors = num_sparse + bool(num_dense)
     require_fit(config, schema)
     generator = torch.Generator().manual_seed(seed)
     if tables is None:
         tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
     tables.initialise(config.init, generator, config.embedding_std)
+    return around_tables(config, schema, tables, generator, device)
+
+
+def around_tables(
+    config: ModelConfig,
+    schema: Schema,
+    tables: Tables,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> DLRM:
+    """A model over tables that are there already.
+
+    Args:
+        config: Shape of the model; it fits the schema.
+        schema: Its features.
+        tables: As they are.
+        generator: Of the MLPs' weights, on the CPU.
+        device: Where it computes.
+    """
+    num_dense, num_sparse = len(schema.dense), len(schema.sparse)
+    num_vectors = num_sparse + bool(num_dense)
     bottom_mlp = None
     if num_dense:
         bottom_mlp = build_mlp(

@@ -43,6 +43,7 @@ class EmbeddingTables(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         pin: bool = False,
+        stack: Tensor | None = None,
     ) -> None:
         """Allocate the stack.
 
@@ -54,6 +55,8 @@ class EmbeddingTables(nn.Module):
             dtype: Of the rows.
             device: Where the rows lie.
             pin: Whether they are page-locked, so that a GPU's kernels can read them from afar.
+            stack: The rows of all tables where they lie already, shape (R, D); `dtype`, `device`
+                and `pin` are then its own.
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
@@ -63,10 +66,12 @@ class EmbeddingTables(nn.Module):
         used = [self._starts[table] for table in feature_tables]
         self._are_ascending = len(used) > 0 and all(a < b for a, b in pairwise(used))
         num_rows = sum(self.num_embeddings.values())
-        self.weight = nn.Parameter(
-            torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
-        )
-        advise_large_pages(self.weight)
+        if stack is None:
+            stack = torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
+            advise_large_pages(stack)
+        else:
+            device = stack.device
+        self.weight = nn.Parameter(stack, requires_grad=stack.dtype.is_floating_point)
         starts = torch.tensor(
             used,
             dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,

@@ -96,7 +96,8 @@ class Predictor:
             joined = cat_interaction(vector, pooled)
             joined = F.pad(joined, (0, self._width - joined.shape[1]))
         hidden = _through(self._top, joined).float()
-        return row_linear(hidden, self._last.weight, self._last.bias, relu=False)[:B, 0]
+        logits = row_linear(hidden, self._last.weight, self._last.bias, relu=False)
+        return logits[:B, 0].contiguous()  # strided numbers have another logistic function
 
 
 def _through(layers: Sequence[_Layer], x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def _typed_pointer(element: Any) -> Any:
 
 _float32_pointer = _typed_pointer(types.float32)
 _float64_pointer = _typed_pointer(types.float64)
+_uint8_pointer = _typed_pointer(types.uint8)
 _uint16_pointer = _typed_pointer(types.uint16)
 _int32_pointer = _typed_pointer(types.int32)
 _int64_pointer = _typed_pointer(types.int64)
@@ -123,6 +124,12 @@ def doubles(address: int, count: int) -> np.ndarray:
 def halves(address: int, count: int) -> np.ndarray:
     """The bits of the bfloat16 numbers at an address."""
     return carray(_uint16_pointer(address), count)
+
+
+@njit(**INLINE)
+def octets(address: int, count: int) -> np.ndarray:
+    """The bytes at an address."""
+    return carray(_uint8_pointer(address), count)
 
 
 @njit(**INLINE)

@@ -1,0 +1,106 @@
+"""`fastdlrm export`: run -> exported model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from fastdlrm.cli.options import CheckpointName, Json, RunFolder, emit
+from fastdlrm.errors import ConfigError
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder to make, e.g. MODELS/ctr/1 to serve MODELS.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The run's dataset: verifies on its test split, calibrates."),
+    ] = None,
+    checkpoint: CheckpointName = "best",
+    name: Annotated[str, typer.Option(help="What requests call the model.")] = "ctr",
+    tables: Annotated[str, typer.Option(help="Rows of tables: fp32, bf16, int8, int4.")] = "fp32",
+    mlp: Annotated[str, typer.Option(help="Products of the MLPs: fp32, bf16, int8.")] = "fp32",
+    calibrate: Annotated[
+        str, typer.Option(help="Fit on the validation split: none, platt, isotonic.")
+    ] = "none",
+    negative_rate: Annotated[
+        float, typer.Option(help="Share of the negatives that training saw.")
+    ] = 1.0,
+    max_auc_drop: Annotated[float, typer.Option(help="Most AUC a precision may cost.")] = 0.001,
+    max_ne_rise: Annotated[
+        float, typer.Option(help="Most normalised entropy it may cost, relative.")
+    ] = 0.002,
+    json: Json = False,
+) -> None:
+    """Write a run's model as one directory that can be served.
+
+    It holds the weights, the encoding of raw values, golden rows with their scores and what the
+    chosen precision costs on the test split; an export that costs more than allowed is refused.
+
+        fastdlrm export --run RUN --data DATA --tables int8 --out MODELS/ctr/1
+    """
+    from fastdlrm.contracts.manifest import MANIFEST, sha256_of
+    from fastdlrm.data.dataset import Dataset
+    from fastdlrm.export.write import ExportOptions, Source
+    from fastdlrm.export.write import export as write
+    from fastdlrm.train.matmul import chosen
+    from fastdlrm.train.run import Run
+
+    try:
+        options = msgspec.convert(
+            {
+                "name": name,
+                "tables": tables,
+                "mlp": mlp,
+                "calibrate": calibrate,
+                "negative_rate": negative_rate,
+                "max_auc_drop": max_auc_drop,
+                "max_ne_rise": max_ne_rise,
+            },
+            ExportOptions,
+        )
+    except msgspec.ValidationError as problem:
+        raise ConfigError(
+            f"export: {problem}; --tables fp32, bf16, int8, int4; --mlp fp32, bf16, int8; "
+            "--calibrate none, platt, isotonic"
+        ) from problem
+    opened = Run.open(run)
+    splits: dict[str, Any] = {}
+    if data is not None:
+        dataset = Dataset.open(data)
+        opened.require_same_encoding(dataset)
+        splits = {
+            split: dataset.split(split)
+            for split in ("validation", "test")
+            if split in dataset.manifest.splits
+        }
+    way = chosen(run)
+    source = Source(
+        model=opened.load_model(checkpoint),
+        config=opened.recipe.model,
+        schema=opened.manifest.schema,
+        encoding=opened.manifest.encoding,
+        vocabularies=run,
+        missing=tuple(opened.recipe.data.source.missing),
+        matmul="default" if way is None else way.way,
+        step=int(opened.checkpoint_folder(checkpoint).name.removeprefix("step-")),
+        run_sha256=sha256_of(run / MANIFEST),
+    )
+    manifest = write(source, options, out, **splits)
+
+    def lines() -> dict[str, Any]:
+        found: dict[str, Any] = {"model": f"{manifest.name}, step {manifest.step}"}
+        for quality in manifest.quality:
+            head = f"tables {quality.tables}, MLPs {quality.mlp}"
+            found[f"{head}: AUC"] = quality.auc
+            found[f"{head}: NE"] = quality.ne
+            found[f"{head}: calibration"] = quality.calibration
+            found[f"{head}: table bytes"] = quality.tables_bytes
+        if manifest.quality:
+            found["largest logit difference"] = manifest.quality[-1].max_logit_difference
+        else:
+            found["verified"] = "golden rows only; name the dataset with --data for more"
+        return {**found, "folder": str(out)}
+
+    emit(manifest, json, lines)

@@ -1,0 +1,113 @@
+"""What the manifest of an exported model says.
+
+MODEL/manifest.json      kind exported, see `ExportedManifest`
+MODEL/tables.bin         rows of all tables, one after the other, see `fastdlrm.export.tables`
+MODEL/vocab/             the vocabularies of the encoding
+MODEL/mlp.safetensors    the MLPs in float32, whatever they compute in
+MODEL/golden.arrow       raw rows as text, null where missing, and `score`: checked at every load
+MODEL/warmup.arrow       more raw rows: to warm a server with, and for those who test it
+MODEL/programs/          compiled forms of the MLPs, where there are any
+"""
+
+from typing import Literal
+
+import msgspec
+
+from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.manifest import Artifact
+from fastdlrm.contracts.schema import Schema
+
+TableDtype = Literal["fp32", "bf16", "int8", "int4"]
+"""Of the rows of tables. int8: a code a number and one scale a row; int4: half a byte a number, a
+scale and an offset a row."""
+
+MlpDtype = Literal["fp32", "bf16", "int8"]
+"""What the products of the MLPs are computed in."""
+
+CalibrationKind = Literal["none", "platt", "isotonic"]
+
+SCORE = "score"
+"""Column of golden.arrow beside the raw columns."""
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What turns a logit into the probability that is served."""
+
+    kind: CalibrationKind = "none"
+    """none: the logistic function; platt: that of `slope` * logit + `intercept`; isotonic: linear
+    between knots."""
+    slope: float = 1.0
+    intercept: float = 0.0
+    knot_logits: tuple[float, ...] = ()
+    """Ascending."""
+    knot_probabilities: tuple[float, ...] = ()
+    """At the knots, ascending; constant beyond the first and the last."""
+    negative_rate: float = 1.0
+    """Share of the negatives that training saw; 1 where it saw all. Below 1 a probability p becomes
+    p / (p + (1 - p) / negative_rate), before calibration.
+
+    Source: He et al. 2014, Practical Lessons from Predicting Clicks on Ads at Facebook."""
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """One precision on the test split, against the float32 model."""
+
+    tables: TableDtype
+    mlp: MlpDtype
+    tables_bytes: int
+    max_logit_difference: float
+    auc: float | None
+    log_loss: float
+    ne: float | None
+    calibration: float | None
+    """Mean prediction over mean label, after calibration where there is one."""
+    num_rows: int
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What golden scores depend on in their last bits."""
+
+    cpu: str
+    """Model name of the processor."""
+    torch: str
+    """Version."""
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """A compiled form of the MLPs."""
+
+    kind: Literal["aoti", "onnx"]
+    file: str
+    """Relative to the model."""
+    mlp: MlpDtype
+    machine: Machine
+    """It runs where `cpu` and `torch` are the same; ONNX anywhere."""
+    max_rows: int
+    """Of one call."""
+    max_logit_difference: float
+    """From the float32 model, over the rows it was checked with."""
+
+
+class ExportedManifest(Artifact, frozen=True, kw_only=True):
+    """An exported model: all that is needed to score raw rows. `config` has its [model] section."""
+
+    name: str
+    """What requests call it."""
+    schema: Schema
+    encoding: Encoding
+    missing: tuple[str, ...]
+    """Texts that stand for a missing value in raw columns."""
+    table_dtype: TableDtype
+    mlp_dtype: MlpDtype
+    matmul: Literal["default", "onednn"]
+    """How float32 matrices are multiplied on a CPU, as the run did."""
+    calibration: Calibration
+    quality: tuple[Quality, ...]
+    """The float32 model first, then this one; none where it was exported without a dataset."""
+    machine: Machine
+    """Where the golden scores were computed."""
+    step: int
+    """Optimizer steps behind the weights."""
+    run_sha256: str
+    """Of the run's manifest."""
+    programs: tuple[Program, ...] = ()

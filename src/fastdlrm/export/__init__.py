@@ -1,0 +1,1 @@
+"""Checkpoint -> exported model: one directory that `ExportedModel` reads."""

@@ -1,0 +1,170 @@
+"""Rows of embedding tables in few bits, and the lookup of bags in them.
+
+A row of int8 holds D codes, each a number divided by the row's scale, and then the scale, bfloat16.
+A row of int4 holds D / 2 bytes of two codes each, the first in the low half, then a scale and an
+offset, bfloat16: a number is offset + scale * code, code 0 .. 15. Scales and offsets are rounded
+before codes are computed, so no number is further off than half a step of the rounded scale; of
+int4 the largest may be a little further, where the rounded range ends below it.
+
+Shapes: R rows of all tables together, D embedding dim, L ids in the batch.
+"""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from fastdlrm.kernels.library import define, implement, on_first_call
+from fastdlrm.kernels.lookup import Pooling, pooled_lookup
+
+QuantizedDtype = Literal["int8", "int4"]
+
+_TAIL_BYTES = {"int8": 2, "int4": 4}
+_LARGEST_CODE = {"int8": 127, "int4": 15}
+
+
+def quantized_row_bytes(dtype: QuantizedDtype, dim: int) -> int:
+    """Bytes of a row of D numbers.
+
+    Raises:
+        ValueError: int4 with an odd D.
+    """
+    if dtype == "int4" and dim % 2:
+        raise ValueError(f"int4 rows of {dim} numbers: an even embedding dim is needed; use int8")
+    return (dim if dtype == "int8" else dim // 2) + _TAIL_BYTES[dtype]
+
+
+def quantize_rows(rows: Tensor, dtype: QuantizedDtype) -> Tensor:
+    """Rows in few bits.
+
+    Args:
+        rows: Shape (n, D), finite.
+        dtype: Of the result.
+
+    Returns:
+        Shape (n, `quantized_row_bytes`), uint8.
+
+    Raises:
+        ValueError: A number is not finite, or int4 with an odd D.
+    """
+    rows = rows.float()
+    quantized_row_bytes(dtype, rows.shape[1])
+    if not torch.isfinite(rows).all():
+        raise ValueError("rows to be quantised hold NaN or infinity; train again, or export fp32")
+    if dtype == "int8":
+        scale = _rounded_up(rows.abs().amax(1, keepdim=True) / 127)
+        codes = torch.round(rows / _without_zero(scale)).clamp_(-127, 127).to(torch.int8)
+        return torch.cat([codes.view(torch.uint8), _bytes(scale)], 1)
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+    # an offset rounded towards minus infinity leaves no number below code 0
+    offset = -_rounded_up(-low)
+    scale = _rounded_up((high - offset) / 15)
+    codes = torch.round((rows - offset) / _without_zero(scale)).clamp_(0, 15).to(torch.uint8)
+    packed = codes[:, 0::2] | codes[:, 1::2] << 4
+    return torch.cat([packed, _bytes(scale), _bytes(offset)], 1)
+
+
+def dequantize_rows(rows: Tensor, dtype: QuantizedDtype) -> Tensor:
+    """The numbers that rows stand for.
+
+    Args:
+        rows: Shape (n, row bytes), uint8.
+        dtype: Of the rows.
+
+    Returns:
+        Shape (n, D), float32.
+    """
+    body, tail = rows[:, : -_TAIL_BYTES[dtype]], rows[:, -_TAIL_BYTES[dtype] :]
+    numbers = tail.contiguous().view(torch.bfloat16).float()
+    if dtype == "int8":
+        return body.contiguous().view(torch.int8).float() * numbers
+    codes = torch.stack([body & 15, body >> 4], 2).flatten(1)
+    return torch.addcmul(numbers[:, 1:], codes.float(), numbers[:, :1])
+
+
+def quantized_lookup(
+    stack: Tensor,
+    rows: Tensor,
+    offsets: Tensor | None = None,
+    weights: Tensor | None = None,
+    pooling: Pooling = "sum",
+    dtype: torch.dtype = torch.float32,
+    *,
+    row_dtype: QuantizedDtype,
+) -> Tensor:
+    """`pooled_lookup` in rows of few bits; a bag's result does not depend on other bags.
+
+    Args:
+        stack: Rows of all tables, shape (R, row bytes), uint8.
+        rows: Row of each id, shape (L,), int32 or int64.
+        offsets: Where each bag begins in `rows`, and the end, shape (num_bags + 1,); None when
+            every bag holds exactly one id.
+        weights: One weight an id, shape (L,), float32; None for all ones.
+        pooling: How the rows of a bag become one vector.
+        dtype: Of the result; sums are taken in float32.
+        row_dtype: Of the rows.
+
+    Returns:
+        Shape (num_bags, D).
+    """
+    is_mean = pooling == "mean"
+    is_int4 = row_dtype == "int4"
+    return cast(Tensor, _quantized_lookup(stack, rows, offsets, weights, is_mean, dtype, is_int4))
+
+
+def define_quantized_lookup(
+    stack: Tensor,
+    rows: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    is_mean: bool,
+    dtype: torch.dtype,
+    is_int4: bool,
+) -> Tensor:
+    """The definition: the rows of the batch become float32, and are pooled as those are."""
+    picked = dequantize_rows(stack.index_select(0, rows), "int4" if is_int4 else "int8")
+    places = torch.arange(len(rows), device=rows.device)
+    pooling: Pooling = "mean" if is_mean else "sum"
+    return pooled_lookup(picked, places, offsets, weights, pooling, dtype)
+
+
+def _fake(
+    stack: Tensor,
+    rows: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    is_mean: bool,
+    dtype: torch.dtype,
+    is_int4: bool,
+) -> Tensor:
+    num_bags = rows.shape[0] if offsets is None else offsets.shape[0] - 1
+    dim = 2 * (stack.shape[1] - 4) if is_int4 else stack.shape[1] - 2
+    return stack.new_empty(num_bags, dim, dtype=dtype)
+
+
+def _rounded_up(numbers: Tensor) -> Tensor:
+    """The least bfloat16 that is no smaller, as float32."""
+    near = numbers.to(torch.bfloat16)
+    above = torch.nextafter(near, torch.full_like(near, torch.inf))
+    return torch.where(near.float() < numbers, above, near).float()
+
+
+def _without_zero(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.to(torch.bfloat16).contiguous().view(torch.uint8)
+
+
+_quantized_lookup = define(
+    "quantized_lookup(Tensor stack, Tensor rows, Tensor? offsets, Tensor? weights, bool is_mean,"
+    " ScalarType dtype, bool is_int4) -> Tensor",
+    define_quantized_lookup,
+    fake=_fake,
+)
+implement(
+    "quantized_lookup",
+    "cpu",
+    on_first_call("fastdlrm.kernels.cpu.quantized_lookup", "quantized_lookup"),
+)
