@@ -23,8 +23,8 @@ from fastdlrm.errors import RequestError
 from fastdlrm.serve.config import Grpc, Http, ServeConfig
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.query import Query, Scores
-from fastdlrm.serve.server import Server
 from fastdlrm.serve.served import EngineState
+from fastdlrm.serve.server import Server
 
 MODEL = "shop"
 

@@ -19,9 +19,9 @@ import msgspec
 from fastdlrm.contracts.manifest import MANIFEST
 from fastdlrm.contracts.tensors import quoted
 from fastdlrm.errors import ExportError, FastDLRMError, NotFound, Overloaded
-from fastdlrm.serve.served import Engine, EngineState
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.metrics import Metrics
+from fastdlrm.serve.served import Engine, EngineState
 from fastdlrm.serve.tally import Tally
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
