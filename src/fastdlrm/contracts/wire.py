@@ -120,12 +120,10 @@ def decode_infer(
         RequestError: Anything is not as the protocol says. Elements of binary BYTES tensors are
             not walked (see `tensors`); everything else is checked.
     """
-    view = memoryview(body)
-    header, binary = split_body(view, header_length)
-    decoded = decode_json(header, INFER_DECODER, "request body")
+    decoded = decode_json(json_of(body, header_length), INFER_DECODER, "request body")
     parameters = read_parameters(decoded.parameters or {})
     return Infer(
-        inputs=read_tensors(decoded.inputs, binary, "input"),
+        inputs=read_tensors(decoded.inputs, body, header_length, "input"),
         model_name=model_name or decoded.model_name,
         model_version=model_version or decoded.model_version,
         id=decoded.id,
@@ -134,35 +132,44 @@ def decode_infer(
     )
 
 
-def split_body(view: memoryview, header_length: int | None) -> tuple[memoryview, memoryview | None]:
-    """JSON and binary part of a body; RequestError where the JSON would pass its end."""
+def json_of(body: bytes | memoryview, header_length: int | None) -> bytes | memoryview:
+    """The JSON of a body; RequestError where it would pass the body's end."""
     if header_length is None:
-        return view, None
-    if not 0 <= header_length <= view.nbytes:
+        return body
+    if not 0 <= header_length <= memoryview(body).nbytes:
         raise RequestError(
             f"Inference-Header-Content-Length: {header_length} bytes of JSON in a body of "
-            f"{view.nbytes}; send the length of the JSON before the binary data"
+            f"{memoryview(body).nbytes}; send the length of the JSON before the binary data"
         )
-    return view[:header_length], view[header_length:]
+    return memoryview(body)[:header_length]
 
 
 def read_tensors(
-    bodies: Sequence[TensorBody], binary: memoryview | None, what: str
+    bodies: Sequence[TensorBody], body: bytes | memoryview, start: int | None, what: str
 ) -> dict[str, WireTensor]:
-    """Tensors by name, of JSON values and of the binary part; RequestError where one is wrong."""
+    """Tensors by name, of JSON values and of the body's binary part.
+
+    Args:
+        bodies: What the JSON says of each.
+        body: All of the body.
+        start: Where its binary part begins; None where it has none.
+        what: "input" or "output".
+
+    Raises:
+        RequestError: One is wrong, or the binary part is not exactly theirs.
+    """
     tensors: dict[str, WireTensor] = {}
-    start = 0
-    total = 0 if binary is None else binary.nbytes
-    for body in bodies:
-        name = body.name
-        where = place(what, name)
+    total = memoryview(body).nbytes
+    for tensor in bodies:
+        name = tensor.name
+        where = f"{what} {name!r}" if len(name) <= 60 else place(what, name)  # saves a call
         if name in tensors:
             raise RequestError(f"{where}: sent twice; send each {what} once")
-        size = binary_size(body, where)
+        size = binary_size(tensor, where)
         if size is None:
-            tensors[name] = tensor_of_json(body, where)
+            tensors[name] = tensor_of_json(tensor, where)
             continue
-        if binary is None:
+        if start is None:
             raise RequestError(
                 f"{where}: binary_data_size, but the body is all JSON; send the header "
                 "Inference-Header-Content-Length"
@@ -172,11 +179,11 @@ def read_tensors(
                 f"{where}: binary_data_size {size}, but {total - start} bytes are left in "
                 "the body; send exactly the sizes that the JSON says"
             )
-        tensors[name] = view_tensor(body.datatype, body.shape, binary, start, size, where)
+        tensors[name] = view_tensor(tensor.datatype, tensor.shape, body, start, size, where)
         start += size
-    if start != total:
+    if start is not None and start != total:
         raise RequestError(
-            f"request body: {total - start} bytes are left after the {what}s; "
+            f"body: {total - start} bytes are left after the {what}s; "
             "the binary_data_size of all must add up to the body"
         )
     return tensors
@@ -295,13 +302,17 @@ def decode_outcome(body: bytes | memoryview, header_length: int | None = None) -
     Raises:
         RequestError: The server's answer is not as the protocol says.
     """
-    header, binary = split_body(memoryview(body), header_length)
-    decoded = decode_json(header, OUTCOME_DECODER, "response body")
+    decoded = decode_json(
+        json_of(body, header_length),
+        OUTCOME_DECODER,
+        "response body",
+        "is a server of the Open Inference Protocol there?",
+    )
     return Outcome(
         model_name=decoded.model_name,
         model_version=decoded.model_version,
         id=decoded.id,
-        outputs=read_tensors(decoded.outputs, binary, "output"),
+        outputs=read_tensors(decoded.outputs, body, header_length, "output"),
     )
 
 

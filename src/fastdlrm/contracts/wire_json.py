@@ -76,9 +76,18 @@ class ErrorBody(msgspec.Struct):
 
 
 def decode_json(
-    body: bytes | memoryview | msgspec.Raw, decoder: msgspec.json.Decoder[T], where: str
+    body: bytes | memoryview | msgspec.Raw,
+    decoder: msgspec.json.Decoder[T],
+    where: str,
+    advice: str = "see GET /openapi.json for its form",
 ) -> T:
-    """Decode what a client sent.
+    """Decode what came over the wire.
+
+    Args:
+        body: The JSON.
+        decoder: Of the type it must have.
+        where: What messages call it.
+        advice: What messages say there is to do.
 
     Raises:
         RequestError: It is no JSON, or not of the decoder's type; the message says where.
@@ -88,9 +97,9 @@ def decode_json(
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)  # names what it found, however long that is
         text = text if len(text) <= 300 else text[:300] + "..."
-        raise RequestError(f"{where}: {text}; see GET /openapi.json for its form") from None
+        raise RequestError(f"{where}: {text}; {advice}") from None
     except RecursionError:
-        raise RequestError(f"{where}: JSON is nested too deeply; send tensors flat") from None
+        raise RequestError(f"{where}: JSON is nested too deeply; {advice}") from None
 
 
 ANY_DECODER: msgspec.json.Decoder[Any] = msgspec.json.Decoder()

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.contracts.exported import Calibration, CalibrationKind
 from fastdlrm.errors import ExportError
+from fastdlrm.metrics.logistic import logistic
 
 Numbers = NDArray[np.float64]
 MAX_STEPS = 100
@@ -69,13 +70,6 @@ def probabilities(calibration: Calibration, logits: NDArray[np.float32]) -> NDAr
         return np.interp(moved, *knots).astype(np.float32)
     moved = calibration.slope * moved + calibration.intercept
     return logistic(moved).astype(np.float32)
-
-
-def logistic(x: Numbers) -> Numbers:
-    """1 / (1 + exp(-x)), without overflow."""
-    small = np.exp(-np.abs(x))
-    ones: Numbers = np.where(x >= 0, 1.0, small) / (1.0 + small)
-    return ones
 
 
 def fit_platt(logits: Numbers, labels: Numbers) -> tuple[float, float]:

@@ -116,11 +116,7 @@ class ExportedModel:
 
     def predict(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of encoded rows, shape (B,)."""
-        logits = self.logits(batch)
-        calibration = self.manifest.calibration
-        if calibration.kind == "none" and calibration.negative_rate == 1:
-            return torch.sigmoid(logits).numpy()
-        return probabilities(calibration, logits.numpy())
+        return probabilities(self.manifest.calibration, self.logits(batch).numpy())
 
     def encode(self, rows: pa.RecordBatch) -> Batch:
         """Raw rows as a batch.

@@ -97,7 +97,7 @@ class Predictor:
             joined = F.pad(joined, (0, self._width - joined.shape[1]))
         hidden = _through(self._top, joined).float()
         logits = row_linear(hidden, self._last.weight, self._last.bias, relu=False)
-        return logits[:B, 0].contiguous()  # strided numbers have another logistic function
+        return logits[:B, 0].contiguous()
 
 
 def _through(layers: Sequence[_Layer], x: Tensor) -> Tensor:

@@ -83,8 +83,7 @@ def parse(message_class: type[Any], data: bytes) -> Message:
 
 def message_of(message_class: type[Any], struct: msgspec.Struct | Mapping[str, Any]) -> Message:
     """A message whose fields are named as those of a struct of `server_info`."""
-    fields = msgspec.to_builtins(struct)
-    return json_format.ParseDict(fields, message_class())
+    return json_format.Parse(msgspec.json.encode(struct), message_class())
 
 
 def infer_of(message: Message) -> Infer:
@@ -141,9 +140,10 @@ def read_typed(message: Message) -> dict[str, WireTensor]:
         field = CONTENTS.get(body.datatype)
         for descriptor, _ in body.contents.ListFields():
             if descriptor.name != field:
+                right = f"contents.{field}" if field else "raw_input_contents"
                 raise RequestError(
-                    f"{where}: {quoted(body.datatype)} data in contents.{descriptor.name}; send it in "
-                    f"{'contents.' + field if field else 'raw_input_contents'}"
+                    f"{where}: {quoted(body.datatype)} data in contents.{descriptor.name}; "
+                    f"send it in {right}"
                 )
         values = list(getattr(body.contents, field)) if field else []
         tensors[body.name] = WireTensor.from_list(

@@ -29,6 +29,7 @@ from fastdlrm.errors import (
     RequestError,
     ServeError,
 )
+from fastdlrm.serve.grpc_health import health_handlers
 from fastdlrm.serve.grpc_messages import (
     METHODS,
     SERVICE,
@@ -132,8 +133,8 @@ class GrpcService:
             "RepositoryModelUnload": self._unload,
         }
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes: the service, and its health."""
         methods = {}
         for name, method in METHODS.items():
             if method.is_stream:
@@ -144,7 +145,10 @@ class GrpcService:
                 methods[name] = grpc.unary_unary_rpc_method_handler(
                     self._unary(method), response_serializer=method.response.SerializeToString
                 )
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return (
+            grpc.method_handlers_generic_handler(SERVICE, methods),
+            health_handlers(SERVICE, self._backend.is_ready),
+        )
 
     def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[Message]]:
         answer = self._answers[method.name]
@@ -186,7 +190,8 @@ class GrpcService:
     def _check_token(self, name: str, context: Context) -> None:
         if self._allows is None or name in OPEN_METHODS:
             return
-        found = dict(context.invocation_metadata() or ()).get("authorization")
+        values = [value for key, value in context.invocation_metadata() if key == "authorization"]
+        found = values[0] if values else None
         if not self._allows(found.encode() if isinstance(found, str) else found):
             raise Unauthenticated(
                 "the bearer token is missing or wrong; send the metadata authorization: "
@@ -278,7 +283,7 @@ def make_server(
     """A server in the running event loop, not yet listening.
 
     Args:
-        service: Its only one.
+        service: What answers.
         max_message_bytes: Largest request; a larger one is RESOURCE_EXHAUSTED, unread.
         max_concurrent: Calls at the same time, more are RESOURCE_EXHAUSTED; None = no bound.
     """
@@ -290,7 +295,7 @@ def make_server(
         ],
         maximum_concurrent_rpcs=max_concurrent,
     )
-    server.add_generic_rpc_handlers((service.handlers(),))
+    server.add_generic_rpc_handlers(service.handlers())
     return server
 
 

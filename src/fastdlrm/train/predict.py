@@ -15,6 +15,7 @@ from fastdlrm.data.rows import Rows
 from fastdlrm.data.source import stage_file
 from fastdlrm.data.write import disk_errors
 from fastdlrm.errors import DataError
+from fastdlrm.metrics.logistic import logistic
 from fastdlrm.train.evaluate import scores
 from fastdlrm.train.matmul import use
 from fastdlrm.train.run import Run
@@ -93,7 +94,8 @@ class _Scorer:
         for batch in pq.ParquetFile(staged).iter_batches(ROWS_A_CHUNK):
             encoded = Rows([self._encoder.encode(batch)], self._schema)
             pieces = scores(self._model, encoded, self._batch_size, self._device)
-            probabilities = torch.sigmoid(torch.cat([logits for logits, _ in pieces])).numpy()
+            logits = torch.cat([logits for logits, _ in pieces]).numpy()
+            probabilities = logistic(logits.astype(np.float64)).astype(np.float32)
             rows = np.arange(first_row, first_row + len(probabilities))
             names = pa.array([name] * len(rows))
             yield pa.record_batch([names, rows, probabilities], schema=SCHEMA)

@@ -185,12 +185,12 @@ def test_wrong_json_bodies_are_refused(body: bytes, message: str) -> None:
     ("sizes", "raw", "message"),
     [
         ([8], b"1234567", "input 'I1': binary_data_size 8, but 7 bytes are left in the body"),
-        ([8], b"123456789", "request body: 1 bytes are left after the inputs"),
+        ([8], b"123456789", "^body: 1 bytes are left after the inputs"),
         ([7], b"1234567", r"input 'I1': 7 bytes of data, but shape \[2\] of FP32 takes 8"),
         ([-8], b"12345678", "input 'I1': binary_data_size -8, but 8 bytes are left"),
         ([8, 8], b"1" * 15, "input 'I2': binary_data_size 8, but 7 bytes are left"),
         ([2**70], b"1" * 8, "input 'I1': binary_data_size 1180591620717411303424, but 8 bytes"),
-        ([], b"1", "request body: 1 bytes are left after the inputs"),
+        ([], b"1", "^body: 1 bytes are left after the inputs"),
     ],
 )
 def test_sizes_of_binary_data_are_never_trusted(sizes: list[int], raw: bytes, message: str) -> None:
@@ -311,7 +311,7 @@ def test_what_json_cannot_write_is_refused() -> None:
 
 
 def test_wrong_answers_are_refused() -> None:
-    with pytest.raises(RequestError, match="response body: Object missing required field"):
+    with pytest.raises(RequestError, match=r"response body: .*; is a server"):
         decode_outcome(b"{}")
     with pytest.raises(RequestError, match="output 'score': no data"):
         decode_outcome(

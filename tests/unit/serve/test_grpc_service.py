@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -54,6 +57,7 @@ class Doubler:
 
     def __init__(self) -> None:
         self.deadlines: list[float | None] = []
+        self.ready = False
         self.asked: list[tuple[Any, ...]] = []
 
     async def infer(self, infer: Infer, deadline_s: float | None) -> Outcome:
@@ -69,7 +73,7 @@ class Doubler:
         return True
 
     async def is_ready(self) -> bool:
-        return False
+        return self.ready
 
     async def is_model_ready(self, name: str, version: str) -> bool:
         return (name, version) == ("m", "2")
@@ -250,8 +254,10 @@ def test_errors_have_the_status_of_their_class(model: str, code: str, details: s
                 await client("ModelInfer", doubling(model))
             assert caught.value.code().name == code
             assert caught.value.details() == details
-            found = dict(caught.value.trailing_metadata() or ())
-            assert found.get("grpc-retry-pushback-ms") == ("250" if model == "busy" else None)
+            retry = [
+                v for k, v in caught.value.trailing_metadata() if k == "grpc-retry-pushback-ms"
+            ]
+            assert retry == (["250"] if model == "busy" else [])
             await client("ServerLive")
         assert seen == [("ModelInfer", code), ("ServerLive", "OK")]
 
@@ -332,6 +338,51 @@ def test_calls_need_the_token() -> None:
             stream = client.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
             with pytest.raises(grpc.aio.AioRpcError, match="bearer token is missing"):
                 await stream(iter([b""])).read()
+
+    run(test)
+
+
+def test_the_standard_health_service() -> None:
+    async def test() -> None:
+        backend = Doubler()
+        async with serving(backend) as client:
+            check = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+            # HealthCheckRequest {service = 1}, HealthCheckResponse {status = 1}: 2 is NOT_SERVING
+            name = SERVICE.encode()
+            for request in (b"", b"\x0a" + bytes([len(name)]) + name):
+                assert await check(request) == b"\x08\x02"
+            backend.ready = True
+            assert await check(b"") == b"\x08\x01"
+            with pytest.raises(grpc.aio.AioRpcError, match="no service 'x'; ask for") as caught:
+                await check(b"\x0a\x01x")
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            with pytest.raises(grpc.aio.AioRpcError, match="not a message HealthCheckRequest"):
+                await check(b"\x0a\xff")
+
+    run(test)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_calls_over_tls(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 "
+        f"-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+
+    async def test() -> None:
+        server = make_server(GrpcService(Doubler()), max_message_bytes=1000)
+        tls = (key.read_bytes(), certificate.read_bytes())
+        port = listen(server, "localhost:0", tls)
+        await server.start()
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        async with grpc.aio.secure_channel(f"localhost:{port}", trusted) as channel:
+            assert (await Client(channel)("ServerLive")).live
+        async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError, match="UNAVAILABLE"):
+                await Client(channel)("ServerLive")
+        await server.stop(None)
 
     run(test)
 
