@@ -129,19 +129,20 @@ def _inference_paths(model: Json) -> Json:
         },
     }
     reads = (
-        ("", "Inputs, outputs and versions of a model", "ModelMetadata", ()),
-        ("/ready", "Whether a model can be asked", "ModelReady", ("503",)),
-        ("/config", "Limits and settings of a model", "ModelConfig", ()),
-        ("/stats", "Counts and times of a model", "Statistics", ()),
+        ("", "Inputs, outputs and versions of a model", "ModelMetadata", ("404", "503")),
+        ("/ready", "Whether a model can be asked", "ModelReady", ()),
+        ("/config", "Inputs and outputs in the words of Triton", "ModelConfig", ("404", "503")),
+        ("/stats", "Counts and times of a model", "Statistics", ("404",)),
     )
     for suffix, summary, answer, more in reads:
         for path, parameters in _versioned("/v2/models/{model}", suffix, model):
-            problems = ("401", "404", *more)
-            paths[path] = {
-                "get": _operation(
-                    "inference", summary, answer, parameters=parameters, problems=problems
-                )
-            }
+            problems = ("401", *more)
+            operation = _operation(
+                "inference", summary, answer, parameters=parameters, problems=problems
+            )
+            if answer == "ModelReady":
+                operation["responses"]["503"] = _answer("Not ready, or unknown.", answer)
+            paths[path] = {"get": operation}
     for path, parameters in _versioned("/v2/models/{model}", "/infer", model):
         paths[path] = {
             "post": _operation(

@@ -63,6 +63,7 @@ def schemas() -> Json:
         ),
         "LoadRequest": _object(
             parameters=_object(version=_with("string", "Number of the version to serve."))
+            | {"additionalProperties": False}
         ),
         **_tensor_schemas(),
     }
@@ -116,6 +117,7 @@ def _tensor_schemas() -> Json:
         parameters=_parameters(),
         inputs={
             "type": "array",
+            "minItems": 1,
             "description": "One tensor a raw column, shape [N], or [1] for the same value in all "
             "rows; or the tensors `dense` and `ids` as `fastdlrm prepare` writes them.",
             "items": tensor,

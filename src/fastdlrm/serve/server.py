@@ -20,7 +20,9 @@ from pathlib import Path
 
 import grpc.aio
 import uvicorn
+import uvloop
 
+from fastdlrm.config import to_tree
 from fastdlrm.errors import ConfigError, ServeError
 from fastdlrm.serve import grpc_service
 from fastdlrm.serve.access import Access
@@ -116,6 +118,7 @@ class Server:
                     host=config.http.host,
                     http_port=self.http_port,
                     grpc_port=self.grpc_port,
+                    config=to_tree(config),
                 )
                 await self._start_models()
                 self._be_ready(time.perf_counter() - began)
@@ -263,6 +266,7 @@ class Server:
         loggers = [
             logging.getLogger(name) for name in ("uvicorn.error", "asyncio", "grpc", "fastdlrm")
         ]
+        loggers[0].setLevel(logging.ERROR)  # it warns of whatever a client sends
         for logger in loggers:
             logger.addHandler(bridge)
         try:
@@ -270,6 +274,22 @@ class Server:
         finally:
             for logger in loggers:
                 logger.removeHandler(bridge)
+
+
+def serve(root: Path, config: ServeConfig, start: StartEngine, *, token: bytes | None) -> None:
+    """Serve until a signal; returns when all is answered and freed.
+
+    Args:
+        root: Model repository, or one exported model.
+        config: How.
+        start: Starts the engine of a version.
+        token: Bearer token that requests must bring; None: none.
+
+    Raises:
+        FastDLRMError: As `Server.run`.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Server(root, config, start, token=token).run())
 
 
 class _HttpServer(uvicorn.Server):

@@ -36,7 +36,7 @@ def test_only_the_token_opens(given, allowed):
 def test_a_token_that_cannot_be_had_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"security.token_file .*: cannot be read"):
         read_token(str(tmp_path / "none"), "", None)
-    with pytest.raises(ConfigError, match="security.token_env TOKEN: the environment variable is"):
+    with pytest.raises(ConfigError, match=r"security.token_env TOKEN: the environment variable is"):
         read_token("", "TOKEN", None)
     for value in ("", "  ", "two words", "\u00fcber"):
         with pytest.raises(ConfigError, match="a token is one word of ASCII characters"):

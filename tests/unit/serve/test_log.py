@@ -23,9 +23,9 @@ def test_libraries_warnings_come_with_their_traceback():
     logger.addHandler(LogBridge(EventLog(stream)))
     logger.info("not this")
     try:
-        raise ValueError("broken")
+        int("broken")
     except ValueError:
         logger.exception("it failed\n")
     (line,) = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (line["source"], line["level"], line["message"]) == ("library", "error", "it failed")
-    assert "ValueError: broken" in line["trace"]
+    assert "ValueError: invalid literal" in line["trace"]

@@ -65,7 +65,7 @@ def test_folders_that_are_no_versions_are_left_alone(tmp_path):
 def test_what_holds_no_model_is_an_error(tmp_path):
     with pytest.raises(ExportError, match="no such folder; name a model repository"):
         find_versions(tmp_path / "none")
-    with pytest.raises(ExportError, match="no exported model; one lies in .*NAME/NUMBER"):
+    with pytest.raises(ExportError, match=r"no exported model; one lies in .*NAME/NUMBER"):
         find_versions(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ExportError, match="no manifest of an exported model"):
