@@ -46,6 +46,11 @@ GAUGES: tuple[Gauge, ...] = (
 )
 """Values that are looked up at a scrape: name, meaning, labels."""
 
+SCORING = frozenset(("infer", "rank", "score", "ModelInfer", "ModelStreamInfer"))
+"""Routes of HTTP and methods of gRPC that score."""
+NO_FAILURE = frozenset(("200", "OK", "499", "CANCELLED"))
+"""Codes of answers that brought scores, and of clients that did not wait for any."""
+
 GaugeValues = Iterable[tuple[str, tuple[str, ...], float]]
 """A gauge's name, its labels' values, its value."""
 
@@ -91,7 +96,6 @@ class ModelMetrics:
         cause = cause_of(problem)
         self._metrics.failures.labels(self._model, cause).value += 1
         now = self._metrics.recent.now
-        now.errors += 1
         now.shed += cause == "overloaded"
         now.missed += cause == "deadline"
 
@@ -154,6 +158,8 @@ class Metrics:
     def answered(self, protocol: str, route: str, code: str) -> None:
         """Count an answer; `route` is one of a fixed set, never a client's path."""
         self.requests.labels(protocol, route, code).value += 1
+        if route in SCORING and code not in NO_FAILURE:
+            self.recent.now.errors += 1
 
     def watch_gc(self) -> None:
         """Count the pauses of Python's collector from now on."""

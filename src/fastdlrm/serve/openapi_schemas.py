@@ -1,9 +1,13 @@
 """JSON schemas of the HTTP routes' bodies; those of answers are made from the types themselves."""
 
-from collections.abc import Mapping, Sequence
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from fastdlrm.contracts import server_info
 from fastdlrm.contracts.tensors import DATATYPES
@@ -43,6 +47,10 @@ def schemas() -> Json:
     _, components = msgspec.json.schema_components(
         _ANSWERS, ref_template="#/components/schemas/{name}"
     )
+    for kind in _struct_types(_ANSWERS):
+        properties = components[kind.__name__]["properties"]
+        for name, text in field_texts(kind).items():
+            properties[name].setdefault("description", text)
     return {
         **components,
         "Error": _error(),
@@ -67,6 +75,48 @@ def schemas() -> Json:
         ),
         **_tensor_schemas(),
     }
+
+
+def field_texts(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """What stands in the source below each field of a struct, in one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        match field, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str() as text)),
+            ):
+                texts[name] = " ".join(text.split())
+    return texts
+
+
+def _struct_types(kinds: Sequence[type[msgspec.Struct]]) -> list[type[msgspec.Struct]]:
+    """These structs and all that their fields hold."""
+    found = {
+        part.cls for info in msgspec.inspect.multi_type_info(kinds) for part in _structs_in(info)
+    }
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+def _structs_in(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.StructType]:
+    match info:
+        case msgspec.inspect.StructType(fields=fields):
+            yield info
+            inner = [field.type for field in fields]
+        case msgspec.inspect.UnionType(types=types):
+            inner = list(types)
+        case (
+            msgspec.inspect.VarTupleType(item_type=item) | msgspec.inspect.ListType(item_type=item)
+        ):
+            inner = [item]
+        case msgspec.inspect.DictType(value_type=value):
+            inner = [value]
+        case _:
+            inner = []
+    for part in inner:
+        yield from _structs_in(part)
 
 
 def request_examples(rows: Sequence[Mapping[str, Any]]) -> dict[str, Json]:

@@ -283,7 +283,7 @@ function fill() {
     return [name, input, typeof value];
   });
   $("fields").replaceChildren(...example.fields.map(([name, input]) => el("label", { title: name },
-    name, input)));
+    el("span", {}, name), input)));
   const half = Math.floor(Object.keys(row).length / 2);
   const shared = Object.keys(row).slice(0, half), own = Object.keys(row).slice(half);
   const pick = (from, names) => Object.fromEntries(names.map(name => [name, from[name]]));

@@ -18,7 +18,7 @@ class Second:
     Attributes:
         queries: Queries answered with scores.
         rows: Samples of them.
-        errors: Requests that failed, shed ones and missed deadlines too.
+        errors: Requests for scores that brought none, shed ones and missed deadlines too.
         shed: Queries refused because they would not be answered in time.
         missed: Queries whose deadline passed.
         batches: Batches computed.

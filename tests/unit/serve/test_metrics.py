@@ -23,11 +23,29 @@ def test_causes(problem, cause):
     assert cause_of(problem) == cause
     metrics = Metrics()
     metrics.of("shop").failed(problem)
-    assert metrics.recent.now.errors == 1
     assert metrics.recent.now.shed == (cause == "overloaded")
     assert metrics.recent.now.missed == (cause == "deadline")
     line = f'fastdlrm_failed_queries_total{{cause="{cause}",model="shop"}} 1.0'
     assert line in metrics.text().decode()
+
+
+@pytest.mark.parametrize(
+    ("route", "code", "errors"),
+    [
+        ("infer", "200", 0),
+        ("infer", "400", 1),
+        ("score", "503", 1),
+        ("rank", "499", 0),
+        ("page", "404", 0),
+        ("ModelInfer", "OK", 0),
+        ("ModelInfer", "INVALID_ARGUMENT", 1),
+        ("ModelInfer", "CANCELLED", 0),
+    ],
+)
+def test_requests_that_brought_no_scores_are_errors(route, code, errors):
+    metrics = Metrics()
+    metrics.answered("any", route, code)
+    assert metrics.recent.now.errors == errors
 
 
 def test_batches_are_counted_by_why_they_left():

@@ -110,3 +110,10 @@ def test_without_a_model_it_has_no_examples():
     assert (
         "examples" in document(MODEL, FormulaEngine.examples)["components"]["schemas"]["ScoreBody"]
     )
+
+
+def test_fields_are_described_by_their_docstrings(published):
+    schemas = published["components"]["schemas"]
+    found = schemas["RankBody"]["properties"]["timeout_ms"]["description"]
+    assert found == "Time the answer may take."
+    assert "description" in schemas["Traffic"]["properties"]["qps"]
