@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import io
 import json
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +21,11 @@ import uvloop
 from fastdlrm.contracts.server_info import TensorMetadata
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.errors import RequestError
-from fastdlrm.serve.config import Grpc, Http, ServeConfig
+from fastdlrm.serve.config import Grpc, Http, ServeConfig, Shutdown
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.query import Query, Scores
 from fastdlrm.serve.served import EngineState
-from fastdlrm.serve.server import Server
+from fastdlrm.serve.server import Server, serve
 
 MODEL = "shop"
 
@@ -140,6 +141,8 @@ class Running:
         self._thread.start()
         while self.server.state == "starting" and self._thread.is_alive():
             self._thread.join(0.01)
+        if self.server.state != "ready":
+            self._thread.join(30)
         if self._problem is not None:
             raise self._problem
 
@@ -190,3 +193,19 @@ def running(
         yield server
     finally:
         server.end()
+
+
+def main() -> None:
+    """Serve the repository named by the first argument; queries take the second's seconds."""
+
+    async def start(folder: Path, name: str, version: str) -> FormulaEngine:
+        engine = FormulaEngine()
+        engine.delay_s = float(sys.argv[2])
+        return engine
+
+    config = free_ports(shutdown=Shutdown(grace_s=float(sys.argv[3])))
+    serve(Path(sys.argv[1]), config, start, token=None)
+
+
+if __name__ == "__main__":
+    main()

@@ -110,6 +110,7 @@ class Server:
             self._http = _HttpServer(http_config(self._app, config))
             serving = asyncio.create_task(self._http.serve(sockets=[listener]))
             ticking = asyncio.create_task(self._tick())
+            self._metrics.watch_gc()
             try:
                 await self._start_grpc()
                 self._log(
@@ -153,7 +154,6 @@ class Server:
 
     async def _start_models(self) -> None:
         """Load all models, unless told to end before."""
-        self._metrics.watch_gc()
         loading = asyncio.create_task(self._repository.start())
         ending = asyncio.create_task(self._told_to_end.wait())
         try:
