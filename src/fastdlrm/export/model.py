@@ -35,6 +35,7 @@ from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
+from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.programs import DenseProgram, load_program, require_machine
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
@@ -90,6 +91,10 @@ class ExportedModel:
         model = _with_weights(folder / MLP, config, schema, self._tables).to(device)
         self._predictor = _predictor(model, manifest, device)
         self.program = program or manifest.program
+        self._graphs: GraphedPredictor | None = None
+        if device.type == "cuda" and not any(feature.bag for feature in schema.sparse):
+            sizes = len(schema.dense), len(schema.sparse)
+            self._graphs = GraphedPredictor(self._predictor, *sizes, device)
         self._dense: DenseProgram | None = None
         if self.program != "eager":
             self._dense = _compiled(folder, manifest, device, self.program)
@@ -137,6 +142,8 @@ class ExportedModel:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Logits of encoded rows, before calibration, shape (B,), float32, on the CPU."""
+        if self._graphs is not None:
+            return self._graphs(batch)
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
         if self._dense is not None:
             return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
