@@ -101,6 +101,8 @@ class ExportedManifest(Artifact, frozen=True, kw_only=True):
     mlp_dtype: MlpDtype
     matmul: Literal["default", "onednn"]
     """How float32 matrices are multiplied on a CPU, as the run did."""
+    activation_ranges: tuple[tuple[float, float], ...]
+    """Least and largest input of each layer that "int8" rounds; none otherwise."""
     calibration: Calibration
     quality: tuple[Quality, ...]
     """The float32 model first, then this one; none where it was exported without a dataset."""

@@ -33,6 +33,7 @@ from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.int8_predictor import Int8Predictor
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.predictor import Predictor
 
@@ -72,7 +73,7 @@ class ExportedModel:
             device=device,
         )
         model = _with_weights(folder / MLP, config, schema, self._tables).to(device)
-        self._predictor = Predictor(model, PRODUCTS[manifest.mlp_dtype])
+        self._predictor = _predictor(model, manifest, device)
         self._converter = Converter(
             "request", schema, manifest.missing, labelled=False, time_column=""
         )
@@ -245,6 +246,24 @@ def read_rows(path: Path) -> pa.RecordBatch:
         return ipc.open_file(path.read_bytes()).get_batch(0)
     except (OSError, pa.ArrowInvalid, ValueError) as problem:
         raise ExportError(f"{path}: no rows: {problem}; export the model again") from problem
+
+
+def _predictor(model: DLRM, manifest: ExportedManifest, device: torch.device) -> Predictor:
+    """What computes in the manifest's type.
+
+    Raises:
+        ExportError: It cannot be had here.
+    """
+    if manifest.mlp_dtype != "int8":
+        return Predictor(model, PRODUCTS[manifest.mlp_dtype])
+    if device.type != "cpu":
+        raise ExportError(
+            f"MLPs of int8 on {device.type}: they are for CPUs; export with --mlp bf16"
+        )
+    try:
+        return Int8Predictor(model, manifest.activation_ranges)
+    except ValueError as problem:
+        raise ExportError(f"MLPs of int8: {problem}") from problem
 
 
 def _with_weights(path: Path, config: ModelConfig, schema: Schema, tables: Tables) -> DLRM:

@@ -43,11 +43,15 @@ from fastdlrm.kernels.registry import Way
 from fastdlrm.metrics.evaluation import Evaluation
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.int8_mlp import Range
+from fastdlrm.model.int8_predictor import activation_ranges
 from fastdlrm.model.predictor import Predictor
 
 GOLDEN_ROWS, WARMUP_ROWS = 64, 1024
 GOLDEN_SEED, WARMUP_SEED = 1, 2
 BATCH_ROWS = 8192
+RANGE_ROWS = 16_384
+"""Rows of the validation split that the ranges of int8 are measured on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +128,11 @@ def export(
             f"calibration {options.calibrate!r}: it is fitted on the validation split; name the "
             "dataset with --data"
         )
+    if options.mlp == "int8" and validation is None:
+        raise ExportError(
+            "MLPs of int8: their ranges are measured on the validation split; name the dataset "
+            "with --data"
+        )
     try:
         with new_folder(out) as folder:
             return _fill(folder, source, options, validation, test)
@@ -138,7 +147,11 @@ def _fill(
     validation: Rows | None,
     test: Rows | None,
 ) -> ExportedManifest:
-    manifest = _write_weights(folder, source, options)
+    ranges: tuple[Range, ...] = ()
+    if options.mlp == "int8" and validation is not None:
+        rows = slice(0, min(len(validation), RANGE_ROWS))
+        ranges = activation_ranges(source.model.eval(), [validation.batch(rows)])
+    manifest = _write_weights(folder, source, options, ranges)
     model = ExportedModel(folder, manifest, torch.device("cpu"))
     if validation is not None and options.calibrate != "none":
         logits, labels = _gathered(model.logits(b) for b in _batches(validation)), validation
@@ -157,7 +170,9 @@ def _fill(
     return manifest
 
 
-def _write_weights(folder: Path, source: Source, options: ExportOptions) -> ExportedManifest:
+def _write_weights(
+    folder: Path, source: Source, options: ExportOptions, ranges: tuple[Range, ...]
+) -> ExportedManifest:
     """Write tables, MLPs and vocabularies; the manifest without what is found out later."""
     for name in _vocabularies(source.encoding):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +195,7 @@ def _write_weights(folder: Path, source: Source, options: ExportOptions) -> Expo
         table_dtype=options.tables,
         mlp_dtype=options.mlp,
         matmul=source.matmul,
+        activation_ranges=ranges,
         calibration=Calibration(negative_rate=options.negative_rate),
         quality=(),
         machine=machine(),
