@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -246,3 +247,56 @@ def descendants(pid: int) -> dict[int, int]:
         grew = bool(more)
         found.update(more)
     return dict(sorted(found.items()))
+
+
+class Traffic:
+    """Requests that come without a pause, from threads that keep their connections.
+
+    Args:
+        server: Who is asked.
+        columns: Rows that are scored again and again.
+        num_threads: How many ask at once.
+
+    Attributes:
+        answers: Every answer so far, in the order they came.
+        broken: What went wrong with a connection, a text each.
+    """
+
+    def __init__(
+        self, server: ServerProcess, columns: Mapping[str, list[str]], num_threads: int = 4
+    ) -> None:
+        self.answers: list[Answer] = []
+        self.broken: list[str] = []
+        self._server = server
+        self._body = json.dumps(columns_body(columns)).encode()
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(num_threads)]
+
+    def __enter__(self) -> "Traffic":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait(self, more: int, within_s: float = 60.0) -> None:
+        """Until so many more answers came."""
+        wanted = len(self.answers) + more
+        until = time.monotonic() + within_s
+        while len(self.answers) < wanted and not self.broken:
+            assert time.monotonic() < until, f"{len(self.answers)} of {wanted} answers"
+            time.sleep(0.01)
+
+    def _ask(self) -> None:
+        connection = self._server.connection()
+        try:
+            while not self._is_over.is_set():
+                answer = self._server.infer(self._body, connection=connection)
+                self.answers.append(answer)
+        except (OSError, http.client.HTTPException) as problem:
+            self.broken.append(repr(problem))
+        finally:
+            connection.close()
