@@ -24,6 +24,12 @@ scale and an offset a row."""
 MlpDtype = Literal["fp32", "bf16", "int8"]
 """What the products of the MLPs are computed in."""
 
+CompiledKind = Literal["aoti", "onnx"]
+"""aoti: a shared library made by torch's Inductor; onnx: for ONNX Runtime."""
+
+ProgramKind = Literal["eager", "aoti", "onnx"]
+"""What computes the part after the lookup; eager: torch, operator by operator."""
+
 CalibrationKind = Literal["none", "platt", "isotonic"]
 
 SCORE = "score"
@@ -74,18 +80,17 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
-    """A compiled form of the MLPs."""
+    """A compiled form of what comes after the lookup, in float32."""
 
-    kind: Literal["aoti", "onnx"]
+    kind: CompiledKind
     file: str
     """Relative to the model."""
-    mlp: MlpDtype
     machine: Machine
-    """It runs where `cpu` and `torch` are the same; ONNX anywhere."""
-    max_rows: int
-    """Of one call."""
+    """aoti runs there alone; onnx anywhere."""
     max_logit_difference: float
     """From the float32 model, over the rows it was checked with."""
+    max_batch_difference: float
+    """Of a row's logit between batches of different sizes; 0 where it depends on the row alone."""
 
 
 class ExportedManifest(Artifact, frozen=True, kw_only=True):
@@ -112,4 +117,7 @@ class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """Optimizer steps behind the weights."""
     run_sha256: str
     """Of the run's manifest."""
+    program: ProgramKind = "eager"
+    """What the golden scores were computed with, and what serves unless another is asked for."""
     programs: tuple[Program, ...] = ()
+    """The compiled ones there are."""

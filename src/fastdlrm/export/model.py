@@ -19,7 +19,14 @@ from torch import Tensor
 from fastdlrm.batch import Batch
 from fastdlrm.config import from_tree
 from fastdlrm.contracts.delta import Delta
-from fastdlrm.contracts.exported import SCORE, ExportedManifest, Machine, MlpDtype
+from fastdlrm.contracts.exported import (
+    SCORE,
+    CompiledKind,
+    ExportedManifest,
+    Machine,
+    MlpDtype,
+    ProgramKind,
+)
 from fastdlrm.contracts.manifest import MANIFEST, read_manifest, verify_files
 from fastdlrm.contracts.processor import processor_name
 from fastdlrm.contracts.schema import Schema
@@ -28,6 +35,8 @@ from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
+from fastdlrm.export.graphs import GraphedPredictor
+from fastdlrm.export.programs import DenseProgram, load_program, require_machine
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
@@ -50,10 +59,17 @@ class ExportedModel:
         folder: Where it lies.
         manifest: What it is.
         device: Where it computes.
+        program: What computes the part after the lookup.
         sequence: Of the last delta that was applied; 0 before the first.
     """
 
-    def __init__(self, folder: Path, manifest: ExportedManifest, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: ExportedManifest,
+        device: torch.device,
+        program: ProgramKind | None = None,
+    ) -> None:
         """Open a folder without checks; `load` makes them."""
         self.folder = folder
         self.manifest = manifest
@@ -74,6 +90,14 @@ class ExportedModel:
         )
         model = _with_weights(folder / MLP, config, schema, self._tables).to(device)
         self._predictor = _predictor(model, manifest, device)
+        self.program = program or manifest.program
+        self._graphs: GraphedPredictor | None = None
+        if device.type == "cuda" and not any(feature.bag for feature in schema.sparse):
+            sizes = len(schema.dense), len(schema.sparse)
+            self._graphs = GraphedPredictor(self._predictor, *sizes, device)
+        self._dense: DenseProgram | None = None
+        if self.program != "eager":
+            self._dense = _compiled(folder, manifest, device, self.program)
         self._converter = Converter(
             "request", schema, manifest.missing, labelled=False, time_column=""
         )
@@ -81,13 +105,19 @@ class ExportedModel:
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: torch.device | str = "cpu", check: bool = True
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        program: ProgramKind | None = None,
+        check: bool = True,
     ) -> "ExportedModel":
         """Open a model.
 
         Args:
             folder: Made by `fastdlrm export`.
             device: Where to compute.
+            program: What computes; None: what the model was exported with.
             check: Whether to compare every file's checksum and the golden scores.
 
         Raises:
@@ -97,7 +127,7 @@ class ExportedModel:
         manifest = read_manifest(folder, ExportedManifest, ExportError)
         verify_files(folder, manifest, ExportError, deep=check)
         try:
-            model = cls(folder, manifest, torch.device(device))
+            model = cls(folder, manifest, torch.device(device), program)
         except DataError as problem:
             raise ExportError(str(problem)) from problem
         if check:
@@ -112,7 +142,11 @@ class ExportedModel:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Logits of encoded rows, before calibration, shape (B,), float32, on the CPU."""
+        if self._graphs is not None:
+            return self._graphs(batch)
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
+        if self._dense is not None:
+            return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
         return self._predictor(moved.dense, moved.sparse).cpu()
 
     def predict(self, batch: Batch) -> NDArray[np.float32]:
@@ -171,7 +205,11 @@ class ExportedModel:
         rows = self.golden()
         expected = rows.column(SCORE).to_numpy()
         found = self.predict_raw(rows.drop_columns([SCORE]))
-        is_same = self.device.type == "cpu" and machine() == self.manifest.machine
+        is_same = (
+            self.device.type == "cpu"
+            and self.program == self.manifest.program
+            and machine() == self.manifest.machine
+        )
         allowed = 0.0 if is_same else TOLERANCE[self.manifest.mlp_dtype]
         difference = np.abs(found - expected)
         if not (difference <= allowed).all():
@@ -264,6 +302,25 @@ def _predictor(model: DLRM, manifest: ExportedManifest, device: torch.device) ->
         return Int8Predictor(model, manifest.activation_ranges)
     except ValueError as problem:
         raise ExportError(f"MLPs of int8: {problem}") from problem
+
+
+def _compiled(
+    folder: Path, manifest: ExportedManifest, device: torch.device, kind: CompiledKind
+) -> DenseProgram:
+    """A compiled program of the model.
+
+    Raises:
+        ExportError: There is none, or it cannot run here.
+    """
+    if device.type != "cpu":
+        raise ExportError(
+            f"{folder}: program {kind!r} on {device.type}: it is for CPUs; use 'eager'"
+        )
+    found = [entry for entry in manifest.programs if entry.kind == kind]
+    if not found:
+        raise ExportError(f"{folder}: no program {kind!r}; export the run with --program {kind}")
+    require_machine(found[0])
+    return load_program(folder, kind)
 
 
 def _with_weights(path: Path, config: ModelConfig, schema: Schema, tables: Tables) -> DLRM:

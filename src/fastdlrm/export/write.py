@@ -25,18 +25,24 @@ from fastdlrm.contracts.exported import (
     SCORE,
     Calibration,
     CalibrationKind,
+    CompiledKind,
     ExportedManifest,
     MlpDtype,
+    Program,
+    ProgramKind,
     Quality,
     TableDtype,
 )
 from fastdlrm.contracts.manifest import VERSIONS, entry_of, source_commit, write_manifest
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.convert import Converter
+from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
 from fastdlrm.data.write import new_folder
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import fit_calibration, probabilities
 from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, machine, write_rows
+from fastdlrm.export.programs import build_program
 from fastdlrm.export.sample_rows import draw_rows
 from fastdlrm.export.tables import row_bytes, write_tables
 from fastdlrm.kernels.registry import Way
@@ -88,6 +94,8 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What requests call it."""
     tables: TableDtype = "fp32"
     mlp: MlpDtype = "fp32"
+    program: ProgramKind = "eager"
+    """What computes the part after the lookup."""
     calibrate: CalibrationKind = "none"
     negative_rate: float = 1.0
     """Share of the negatives that training saw."""
@@ -128,6 +136,11 @@ def export(
             f"calibration {options.calibrate!r}: it is fitted on the validation split; name the "
             "dataset with --data"
         )
+    if options.program != "eager" and options.mlp != "fp32":
+        raise ExportError(
+            f"program {options.program!r} with MLPs of {options.mlp}: compiled programs are of "
+            "float32; use --mlp fp32, or --program eager"
+        )
     if options.mlp == "int8" and validation is None:
         raise ExportError(
             "MLPs of int8: their ranges are measured on the validation split; name the dataset "
@@ -152,6 +165,9 @@ def _fill(
         rows = slice(0, min(len(validation), RANGE_ROWS))
         ranges = activation_ranges(source.model.eval(), [validation.batch(rows)])
     manifest = _write_weights(folder, source, options, ranges)
+    if options.program != "eager":
+        built = _built(folder, source, options.program)
+        manifest = msgspec.structs.replace(manifest, program=options.program, programs=(built,))
     model = ExportedModel(folder, manifest, torch.device("cpu"))
     if validation is not None and options.calibrate != "none":
         logits, labels = _gathered(model.logits(b) for b in _batches(validation)), validation
@@ -163,7 +179,8 @@ def _fill(
         quality = _verify(source, model, test, options)
         model.manifest = manifest = msgspec.structs.replace(manifest, quality=quality)
     _write_golden(folder, source, model)
-    names = (TABLES, MLP, GOLDEN, WARMUP, *_vocabularies(source.encoding))
+    programs = [program.file for program in manifest.programs]
+    names = (TABLES, MLP, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
     files = {name: entry_of(folder / name) for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(folder, manifest)
@@ -202,6 +219,21 @@ def _write_weights(
         step=source.step,
         run_sha256=source.run_sha256,
     )
+
+
+def _built(folder: Path, source: Source, kind: CompiledKind) -> Program:
+    """Compile the part after the lookup, and compare it on drawn rows."""
+    rows = draw_rows(source.vocabularies, source.schema, source.encoding, WARMUP_ROWS, WARMUP_SEED)
+    encoder = Encoder.load(source.vocabularies, source.schema, source.encoding)
+    converter = Converter(
+        "drawn rows", source.schema, source.missing, labelled=False, time_column=""
+    )
+    encoded = Rows([encoder.encode(converter.convert(rows)[0])], source.schema)
+    batch = encoded.batch(slice(0, len(encoded)))
+    model = source.model.eval()
+    with torch.inference_mode():
+        pooled = model.tables(batch.sparse, torch.float32)
+    return build_program(kind, folder, model, batch.dense, pooled.clone())
 
 
 def _verify(
@@ -257,7 +289,8 @@ def _quality(
 def _require_quality(plain: Quality, ours: Quality, options: ExportOptions) -> None:
     what = f"tables {ours.tables}, MLPs {ours.mlp}"
     remedy = "choose a finer precision, or allow more"
-    if (ours.tables, ours.mlp) == ("fp32", "fp32") and ours.max_logit_difference > 0:
+    is_exact = (ours.tables, ours.mlp, options.program) == ("fp32", "fp32", "eager")
+    if is_exact and ours.max_logit_difference > 0:
         raise ExportError(
             f"{what}: a logit differs by {ours.max_logit_difference:.3g} from the run's; 0 is "
             "allowed: this is a defect, please report it"

@@ -60,7 +60,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         was_waiting = self._headers_since is not None
-        if not was_waiting and (self.cycle is None or self.cycle.response_complete):
+        is_between = self.cycle is None or self.cycle.response_complete
+        if not was_waiting and is_between and self._body_since is None:
             self._headers_since = self.loop.time()
         super().data_received(data)
         if was_waiting and self._headers_since is not None:

@@ -255,6 +255,21 @@ def test_a_body_too_large_is_refused_before_it_comes(strict):
         )
 
 
+def test_a_body_too_large_that_comes_nevertheless_is_no_headers(server):
+    """A client that does not look before it has sent all gets its answer, and may go on."""
+    size = Limits().max_body_bytes + 1
+    with connected(server) as client:
+        client.sendall(INFER + b"Content-Length: %d\r\n\r\n" % size)
+        status, answer = split(client.recv(65536))
+        assert status == 413
+        assert f"body of {size} bytes" in answer["error"]
+        piece = bytes(2**20)
+        for _ in range(size // len(piece)):
+            client.sendall(piece)
+        client.sendall(bytes(size % len(piece)) + WHOLE)
+        assert split(client.recv(65536))[0] == 200
+
+
 def test_too_many_connections_are_refused(strict):
     with contextlib.ExitStack() as stack:
         state = strict.server._http.server_state
