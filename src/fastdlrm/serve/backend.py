@@ -4,7 +4,6 @@ Invariants: a request is checked whole before it waits; every query that was dec
 once, as answered or as failed.
 """
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -139,8 +138,8 @@ class Backend:
     def _deadline_s(self, arrived_ns: int, timeout_us: int, deadline_s: float | None) -> float:
         """When the answer must be there, in time of the event loop."""
         limits = self._limits
-        waited_s = (time.perf_counter_ns() - arrived_ns) * 1e-9
-        arrived_s = asyncio.get_running_loop().time() - waited_s
+        # the loop's clock is this one, but may stand still for milliseconds
+        arrived_s = time.monotonic() - (time.perf_counter_ns() - arrived_ns) * 1e-9
         latest_s = arrived_s + limits.max_timeout_ms * 1e-3
         if timeout_us:
             latest_s = min(latest_s, arrived_s + timeout_us * 1e-6)
