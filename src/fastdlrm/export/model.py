@@ -37,7 +37,9 @@ from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
 from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.programs import DenseProgram, load_program, require_machine
+from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
+from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
@@ -60,6 +62,7 @@ class ExportedModel:
         manifest: What it is.
         device: Where it computes.
         program: What computes the part after the lookup.
+        encoder: Turns requests into batches for `predict`.
         sequence: Of the last delta that was applied; 0 before the first.
     """
 
@@ -101,7 +104,9 @@ class ExportedModel:
         self._converter = Converter(
             "request", schema, manifest.missing, labelled=False, time_column=""
         )
-        self._encoder = Encoder.load(folder, schema, encoding)
+        index = VocabularyIndex.open(folder / INDEX, encoding)
+        self._encoder = Encoder(schema, encoding, index.tables())
+        self.encoder = RequestEncoder(schema, encoding, manifest.missing, index)
 
     @classmethod
     def load(

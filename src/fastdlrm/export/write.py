@@ -45,6 +45,7 @@ from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, ma
 from fastdlrm.export.programs import build_program
 from fastdlrm.export.sample_rows import draw_rows
 from fastdlrm.export.tables import row_bytes, write_tables
+from fastdlrm.export.vocabulary_index import INDEX, write_index
 from fastdlrm.kernels.registry import Way
 from fastdlrm.metrics.evaluation import Evaluation
 from fastdlrm.model.config import ModelConfig
@@ -180,7 +181,7 @@ def _fill(
         model.manifest = manifest = msgspec.structs.replace(manifest, quality=quality)
     _write_golden(folder, source, model)
     programs = [program.file for program in manifest.programs]
-    names = (TABLES, MLP, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
+    names = (TABLES, MLP, GOLDEN, WARMUP, INDEX, *programs, *_vocabularies(source.encoding))
     files = {name: entry_of(folder / name) for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(folder, manifest)
@@ -194,6 +195,7 @@ def _write_weights(
     for name in _vocabularies(source.encoding):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.vocabularies / name, folder / name)
+    write_index(folder / INDEX, source.vocabularies, source.encoding)
     write_tables(folder / TABLES, source.model.tables.state_tensors(), options.tables)
     weights = source.model.state_dict()
     mlps = {n: w.contiguous() for n, w in weights.items() if not n.startswith("tables.")}
