@@ -24,6 +24,7 @@ from fastdlrm.cli import (
     predict,
     prepare,
     random,
+    serve,
     trace,
     train,
 )
@@ -65,6 +66,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 
 
 def main() -> None:

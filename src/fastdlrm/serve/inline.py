@@ -1,0 +1,103 @@
+"""An engine in this process: one exported model, one thread, no batches, no deadlines."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fastdlrm.contracts.payload import unpack
+from fastdlrm.contracts.server_info import TensorMetadata
+from fastdlrm.contracts.tensors import BYTES, WireTensor, quoted
+from fastdlrm.errors import DataError, RequestError
+from fastdlrm.export.model import ExportedModel
+from fastdlrm.serve.query import Query, Scores
+from fastdlrm.serve.served import EngineState
+
+NUM_EXAMPLES = 8
+
+
+class InlineEngine:
+    """Scores raw columns, one query after the other."""
+
+    def __init__(self, model: ExportedModel) -> None:
+        self._model = model
+        self._thread = ThreadPoolExecutor(1)
+        self._queue_rows = 0
+        rows = model.warmup_rows()
+        self.inputs: Sequence[TensorMetadata] = tuple(
+            TensorMetadata(name=name, datatype=BYTES, shape=(-1,)) for name in rows.schema.names
+        )
+        self.examples: Sequence[Mapping[str, Any]] = rows.slice(0, NUM_EXAMPLES).to_pylist()
+        self._names = set(rows.schema.names)
+
+    @classmethod
+    async def start(cls, folder: Path, name: str, version: str) -> "InlineEngine":
+        """Load, check and warm."""
+        return cls(await asyncio.to_thread(ExportedModel.load, folder))
+
+    def num_rows(self, inputs: Mapping[str, WireTensor]) -> int:
+        """Samples of a request."""
+        if missing := sorted(self._names - set(inputs)):
+            raise RequestError(f"input {quoted(missing[0])} is missing; the model needs it")
+        if extra := sorted(set(inputs) - self._names):
+            raise RequestError(f"input {quoted(extra[0])} is none of the model's")
+        sizes = {tensor.num_elements for tensor in inputs.values()} - {1}
+        if len(sizes) > 1:
+            raise RequestError(f"inputs have {sorted(sizes)} values; one number or 1 is allowed")
+        return sizes.pop() if sizes else 1
+
+    async def submit(self, query: Query) -> Scores:
+        """Score a query."""
+        started_ns = time.perf_counter_ns()
+        self._queue_rows += query.num_rows
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, self._score, query, started_ns)
+        finally:
+            self._queue_rows -= query.num_rows
+
+    def _score(self, query: Query, started_ns: int) -> Scores:
+        begun_ns = time.perf_counter_ns()
+        inputs = unpack(memoryview(query.payload.to_bytes()))
+        try:
+            columns = {name: column(inputs[name], query.num_rows) for name in inputs}
+            batch = self._model.encode(pa.RecordBatch.from_pydict(columns))
+        except DataError as problem:
+            raise RequestError(str(problem)) from problem
+        encoded_ns = time.perf_counter_ns()
+        scores: NDArray[np.float32] = self._model.predict(batch)
+        return Scores(
+            scores=scores,
+            queue_ns=begun_ns - started_ns,
+            encode_ns=encoded_ns - begun_ns,
+            compute_ns=time.perf_counter_ns() - encoded_ns,
+        )
+
+    def state(self) -> EngineState:
+        """How it is."""
+        return EngineState(num_workers=1, num_restarts=0, queue_rows=self._queue_rows)
+
+    async def drain(self) -> None:
+        """Answer all there is."""
+        while self._queue_rows:
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        """Free the thread."""
+        self._thread.shutdown(wait=False)
+
+
+def column(tensor: WireTensor, num_rows: int) -> pa.Array:
+    """A raw column of texts."""
+    if tensor.datatype == BYTES:
+        texts = [text or None for text in tensor.texts()]
+    else:
+        values = tensor.values().ravel().tolist()
+        texts = [None if value != value else str(value) for value in values]
+    return pa.array(texts if len(texts) == num_rows else texts * num_rows, pa.string())
