@@ -12,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.payload import unpack
-from fastdlrm.contracts.server_info import TensorMetadata
-from fastdlrm.contracts.tensors import BYTES, WireTensor, quoted
+from fastdlrm.contracts.signature import InputSpec, Signature
+from fastdlrm.contracts.tensors import BYTES, WireTensor
 from fastdlrm.errors import DataError, RequestError
 from fastdlrm.export.model import ExportedModel
 from fastdlrm.serve.query import Query, Scores
-from fastdlrm.serve.served import EngineState
+from fastdlrm.serve.served import EngineState, Observer
 
 NUM_EXAMPLES = 8
 
@@ -30,27 +30,10 @@ class InlineEngine:
         self._thread = ThreadPoolExecutor(1)
         self._queue_rows = 0
         rows = model.warmup_rows()
-        self.inputs: Sequence[TensorMetadata] = tuple(
-            TensorMetadata(name=name, datatype=BYTES, shape=(-1,)) for name in rows.schema.names
-        )
+        signature = Signature(model.manifest.schema)
+        self.inputs: Sequence[InputSpec] = signature.inputs
+        self.num_rows = signature.num_rows
         self.examples: Sequence[Mapping[str, Any]] = rows.slice(0, NUM_EXAMPLES).to_pylist()
-        self._names = set(rows.schema.names)
-
-    @classmethod
-    async def start(cls, folder: Path, name: str, version: str) -> "InlineEngine":
-        """Load, check and warm."""
-        return cls(await asyncio.to_thread(ExportedModel.load, folder))
-
-    def num_rows(self, inputs: Mapping[str, WireTensor]) -> int:
-        """Samples of a request."""
-        if missing := sorted(self._names - set(inputs)):
-            raise RequestError(f"input {quoted(missing[0])} is missing; the model needs it")
-        if extra := sorted(set(inputs) - self._names):
-            raise RequestError(f"input {quoted(extra[0])} is none of the model's")
-        sizes = {tensor.num_elements for tensor in inputs.values()} - {1}
-        if len(sizes) > 1:
-            raise RequestError(f"inputs have {sorted(sizes)} values; one number or 1 is allowed")
-        return sizes.pop() if sizes else 1
 
     async def submit(self, query: Query) -> Scores:
         """Score a query."""
@@ -83,14 +66,29 @@ class InlineEngine:
         """How it is."""
         return EngineState(num_workers=1, num_restarts=0, queue_rows=self._queue_rows)
 
-    async def drain(self) -> None:
-        """Answer all there is."""
-        while self._queue_rows:
+    async def drain(self, timeout_s: float) -> bool:
+        """Answer all there is; whether it was in time."""
+        ended_s = time.monotonic() + timeout_s
+        while self._queue_rows and time.monotonic() < ended_s:
             await asyncio.sleep(0.005)
+        return not self._queue_rows
 
     async def stop(self) -> None:
         """Free the thread."""
         self._thread.shutdown(wait=False)
+
+
+class InlineStarter:
+    """Starts such engines."""
+
+    async def __call__(
+        self, folder: Path, name: str, version: str, observer: Observer
+    ) -> InlineEngine:
+        """Load a model and check it."""
+        return InlineEngine(await asyncio.to_thread(ExportedModel.load, folder))
+
+    def close(self) -> None:
+        """Nothing is shared."""
 
 
 def column(tensor: WireTensor, num_rows: int) -> pa.Array:
