@@ -30,6 +30,7 @@ from fastdlrm.contracts.exported import (
 from fastdlrm.contracts.manifest import MANIFEST, read_manifest, verify_files
 from fastdlrm.contracts.processor import processor_name
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.data.convert import Converter
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
@@ -37,7 +38,9 @@ from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
 from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.programs import DenseProgram, load_program, require_machine
+from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
+from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
@@ -60,6 +63,7 @@ class ExportedModel:
         manifest: What it is.
         device: Where it computes.
         program: What computes the part after the lookup.
+        encoder: Turns requests into batches.
         sequence: Of the last delta that was applied; 0 before the first.
     """
 
@@ -101,7 +105,9 @@ class ExportedModel:
         self._converter = Converter(
             "request", schema, manifest.missing, labelled=False, time_column=""
         )
-        self._encoder = Encoder.load(folder, schema, encoding)
+        vocabularies = VocabularyIndex.open(folder / INDEX, encoding)
+        self._encoder = Encoder(schema, encoding, vocabularies.tables())
+        self.encoder = RequestEncoder(schema, encoding, manifest.missing, vocabularies)
 
     @classmethod
     def load(
@@ -195,7 +201,7 @@ class ExportedModel:
         return read_rows(self.folder / WARMUP)
 
     def check_golden(self) -> None:
-        """Score the golden rows again.
+        """Score the golden rows again, by the way that requests go.
 
         On the processor and torch that exported the model scores must be equal in every bit.
 
@@ -204,7 +210,9 @@ class ExportedModel:
         """
         rows = self.golden()
         expected = rows.column(SCORE).to_numpy()
-        found = self.predict_raw(rows.drop_columns([SCORE]))
+        inputs = request_inputs(rows.drop_columns([SCORE]))
+        encoded = self.encoder.encode(inputs, 0, self.encoder.num_rows(inputs))
+        found = self.predict(RequestEncoder.join([encoded]))
         is_same = (
             self.device.type == "cpu"
             and self.program == self.manifest.program
@@ -254,18 +262,35 @@ class ExportedModel:
 
     def warm(self, max_rows: int) -> None:
         """Score batches of 1, 2, 4, .. `max_rows` rows, so that none is the first of its size."""
-        rows = self.warmup_rows()
+        inputs = request_inputs(self.warmup_rows())
+        most = self.encoder.num_rows(inputs)
         size = 1
         while size <= max_rows:
-            repeated = [rows.slice(0, min(size, rows.num_rows))] * -(-size // rows.num_rows)
-            table = pa.Table.from_batches(repeated).combine_chunks().to_batches()[0]
-            self.predict_raw(table.slice(0, size))
+            parts = [self.encoder.encode(inputs, 0, min(size, most))] * -(-size // most)
+            self.predict(RequestEncoder.join(parts))
             size *= 2
 
 
 def machine() -> Machine:
     """This machine, as far as the last bits of a score depend on it."""
     return Machine(cpu=processor_name(), torch=str(torch.__version__))
+
+
+def request_inputs(rows: pa.RecordBatch) -> dict[str, WireTensor]:
+    """Raw rows as the inputs of a request: texts, a list as its values and its lengths.
+
+    Args:
+        rows: As `golden` and `warmup_rows` give them.
+    """
+    inputs: dict[str, WireTensor] = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        if pa.types.is_list(column.type):
+            inputs[name] = WireTensor.from_texts(column.flatten().to_pylist())
+            lengths = column.value_lengths().to_numpy().astype(np.int32)
+            inputs[f"{name}.lengths"] = WireTensor.from_array(lengths)
+        else:
+            inputs[name] = WireTensor.from_texts(column.fill_null("").to_pylist())
+    return inputs
 
 
 def write_rows(path: Path, rows: pa.RecordBatch) -> None:

@@ -45,6 +45,7 @@ from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, ma
 from fastdlrm.export.programs import build_program
 from fastdlrm.export.sample_rows import draw_rows
 from fastdlrm.export.tables import row_bytes, write_tables
+from fastdlrm.export.vocabulary_index import INDEX, write_index
 from fastdlrm.kernels.registry import Way
 from fastdlrm.metrics.evaluation import Evaluation
 from fastdlrm.model.config import ModelConfig
@@ -180,7 +181,7 @@ def _fill(
         model.manifest = manifest = msgspec.structs.replace(manifest, quality=quality)
     _write_golden(folder, source, model)
     programs = [program.file for program in manifest.programs]
-    names = (TABLES, MLP, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
+    names = (TABLES, MLP, INDEX, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
     files = {name: entry_of(folder / name) for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(folder, manifest)
@@ -194,6 +195,7 @@ def _write_weights(
     for name in _vocabularies(source.encoding):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.vocabularies / name, folder / name)
+    write_index(folder / INDEX, folder, source.encoding)
     write_tables(folder / TABLES, source.model.tables.state_tensors(), options.tables)
     weights = source.model.state_dict()
     mlps = {n: w.contiguous() for n, w in weights.items() if not n.startswith("tables.")}
@@ -223,7 +225,7 @@ def _write_weights(
 
 def _built(folder: Path, source: Source, kind: CompiledKind) -> Program:
     """Compile the part after the lookup, and compare it on drawn rows."""
-    rows = draw_rows(source.vocabularies, source.schema, source.encoding, WARMUP_ROWS, WARMUP_SEED)
+    rows = _drawn(source, WARMUP_ROWS, WARMUP_SEED)
     encoder = Encoder.load(source.vocabularies, source.schema, source.encoding)
     converter = Converter(
         "drawn rows", source.schema, source.missing, labelled=False, time_column=""
@@ -317,15 +319,18 @@ def _write_golden(folder: Path, source: Source, model: ExportedModel) -> None:
     Raises:
         ExportError: The exported float32 model does not score as the run's does.
     """
-    schema, encoding = source.schema, source.encoding
-    rows = draw_rows(source.vocabularies, schema, encoding, GOLDEN_ROWS, GOLDEN_SEED)
+    rows = _drawn(source, GOLDEN_ROWS, GOLDEN_SEED)
     scores = model.predict_raw(rows)
     named = [*rows.columns, pa.array(scores)]
     write_rows(
         folder / GOLDEN, pa.RecordBatch.from_arrays(named, names=[*rows.schema.names, SCORE])
     )
-    warmup = draw_rows(source.vocabularies, schema, encoding, WARMUP_ROWS, WARMUP_SEED)
-    write_rows(folder / WARMUP, warmup)
+    write_rows(folder / WARMUP, _drawn(source, WARMUP_ROWS, WARMUP_SEED))
+
+
+def _drawn(source: Source, num_rows: int, seed: int) -> pa.RecordBatch:
+    folder, missing = source.vocabularies, source.missing
+    return draw_rows(folder, source.schema, source.encoding, num_rows, seed, missing=missing)
 
 
 def _batches(rows: Rows) -> Iterator[Batch]:
