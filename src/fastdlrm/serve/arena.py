@@ -45,12 +45,10 @@ class Arena:
             Where it starts, a multiple of 64; None where no free block is large enough.
         """
         size = (size + ALIGNMENT - 1) & -ALIGNMENT
-        for index, free in enumerate(self._sizes):
-            if free >= size:
-                break
-        else:
+        index = next((i for i, free in enumerate(self._sizes) if free >= size), -1)
+        if index < 0:
             return None
-        start = self._starts[index]
+        start, free = self._starts[index], self._sizes[index]
         if free == size:
             del self._starts[index], self._sizes[index]
         else:

@@ -128,6 +128,10 @@ class Batcher:
         """Batches that a worker has."""
         return len(self._slots[worker].running)
 
+    def running_parts(self, worker: int) -> list[Part]:
+        """Parts of all batches that a worker has."""
+        return [part for batch in self._slots[worker].running for part in batch.parts]
+
     def open(self, worker: int) -> None:
         """A worker takes batches from now on."""
         self._set_open(worker, True)

@@ -25,43 +25,15 @@ from fastdlrm.errors import (
 from fastdlrm.serve.arena import Arena
 from fastdlrm.serve.batcher import Batch, Batcher, Limits
 from fastdlrm.serve.cost import CostModel
-from fastdlrm.serve.messages import Done, Problem, Ready, Task, Work
-from fastdlrm.serve.pool import Pool, cores_of, error_of, staleness_s
+from fastdlrm.serve.messages import Done, Problem, Ready, Work
+from fastdlrm.serve.options import EngineOptions, tasks_of
+from fastdlrm.serve.pool import Pool, error_of, staleness_s
 from fastdlrm.serve.query import Query, Scores
 from fastdlrm.serve.waiting import Entry
 from fastdlrm.serve.workers import Nursery
 
 TICK_S = 0.02
 """How often deadlines and hung workers are looked for."""
-
-
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine runs."""
-
-    loader: str
-    """module:function that loads the model in a worker: takes a `Task`, gives a `ServedModel`."""
-    num_workers: int = 1
-    max_batch_rows: int = 256
-    """Larger queries are cut, smaller ones put together up to it."""
-    max_queue_rows: int = 65536
-    """Samples that may wait."""
-    max_queue_delay_s: float = 0.0
-    """How long a query may wait for others while a worker idles."""
-    arena_bytes: int = 256 * 2**20
-    """Memory for the inputs of queries without an answer."""
-    depth: int = 2
-    """Batches a worker may have at once; the second only when it is full."""
-    pin: bool = True
-    """Whether each worker stays on a core of its own, where there are as many."""
-    check: bool = True
-    """Whether the first worker checks the model's files and golden scores."""
-    hang_timeout_s: float = 10.0
-    """A worker whose batch takes longer is ended."""
-    start_timeout_s: float = 300.0
-    """For a worker to be ready."""
-    device: str = "cpu"
-    program: str = "auto"
-    """What computes the dense part."""
 
 
 class Observer(Protocol):
@@ -477,9 +449,9 @@ class Engine:
 
     def _too_late(self, entry: Entry, now: float) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"{entry.num_rows} rows could not be scored in time: {(now - entry.arrived_s) * 1e3:.1f}"
-            f" ms after they came, {(entry.deadline_s - now) * 1e3:.1f} ms are left; give more "
-            "time, or ask less often"
+            f"{entry.num_rows} rows could not be scored in time: "
+            f"{(now - entry.arrived_s) * 1e3:.1f} ms after they came, "
+            f"{(entry.deadline_s - now) * 1e3:.1f} ms are left; give more time, or ask less often"
         )
 
     def _out_of_work(self, problem: FastDLRMError) -> ServeError:
@@ -487,25 +459,6 @@ class Engine:
             f"model {self.name!r} version {self.version}: no worker runs, and none could be "
             f"started: {problem}"
         )
-
-
-def tasks_of(folder: Path, options: EngineOptions) -> list[Task]:
-    """What each worker is started with; the first alone checks the files."""
-    num_workers = options.num_workers
-    cores = cores_of(num_workers) if options.pin else [-1] * num_workers
-    return [
-        Task(
-            index=index,
-            loader=options.loader,
-            folder=str(folder),
-            check=options.check and index == 0,
-            device=options.device,
-            program=options.program,
-            max_batch_rows=options.max_batch_rows,
-            core=core,
-        )
-        for index, core in enumerate(cores)
-    ]
 
 
 def request_error_of(problem: Problem, worker: int) -> FastDLRMError:

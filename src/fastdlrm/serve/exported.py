@@ -10,8 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.delta import read_delta
-from fastdlrm.contracts.tensors import WireTensor
-from fastdlrm.export.model import ExportedModel
+from fastdlrm.export.model import ExportedModel, request_inputs
 from fastdlrm.serve.messages import Task
 
 NUM_EXAMPLES = 8
@@ -53,7 +52,7 @@ class ServedExport:
         sizes = [2**power for power in range(max_rows.bit_length())]
         for size in sorted({*sizes, max_rows}):
             places = pa.array(np.arange(size) % self._warmup.num_rows)
-            inputs = inputs_of(self._warmup.take(places))
+            inputs = request_inputs(self._warmup.take(places))
             for _ in range(2):
                 started = perf_counter()
                 self.predict([self.encode(inputs, 0, size)])
@@ -74,10 +73,3 @@ class ServedExport:
         delta = read_delta(path)
         self._model.apply(delta)
         return delta.sequence, delta.created_s
-
-
-def inputs_of(rows: pa.RecordBatch) -> dict[str, WireTensor]:
-    """Raw rows of text as a request in the columns form; null is an empty text."""
-    return {
-        name: WireTensor.from_texts(rows.column(name).to_pylist()) for name in rows.schema.names
-    }
