@@ -1,5 +1,6 @@
 """`fastdlrm load`: drive a server at a rate, and say what latency it kept."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,6 +142,7 @@ def _run(
     from fastdlrm.cli import load_text
 
     result: Any
+    text: Callable[[Any], Iterable[str]]
     if loadgen:
         from fastdlrm.load.loadgen import run_loadgen
 

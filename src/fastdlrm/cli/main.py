@@ -25,6 +25,7 @@ from fastdlrm.cli import (
     predict,
     prepare,
     random,
+    serve,
     trace,
     train,
 )
@@ -66,6 +67,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("serve")(serve.serve)
 app.command("load")(load.load)
 
 

@@ -1,7 +1,7 @@
 """The highest rate at which a server keeps its SLA: `qps_at_sla`.
 
-Rates are bracketed, then bisected on a logarithmic scale. Each probe is a run with a seed of its own;
-it passes only if the SLA is shown to be kept (MLPerf's early stopping), nothing was refused, answers
+Rates are bracketed, then bisected on a logarithmic scale. Each probe is a run with its own seed; it
+passes only if the SLA is shown to be kept (MLPerf's early stopping), nothing was refused, answers
 kept up with arrivals, and the queue did not grow.
 """
 

@@ -25,7 +25,7 @@ WIDTH_MULTIPLE = 8
 """The top MLP's input is widened by zeros to a multiple of this: matrix products are faster."""
 
 
-class _Layer(NamedTuple):
+class EvaluatedLayer(NamedTuple):
     """A linear layer's tensors, shape (N, K) and (N,), and the normalisation behind it."""
 
     weight: Tensor
@@ -88,19 +88,26 @@ class Predictor:
         if not dense.is_cuda and B < MIN_ROWS:
             dense = F.pad(dense, (0, 0, 0, MIN_ROWS - B))
             pooled = F.pad(pooled, (0, 0, 0, 0, 0, MIN_ROWS - B))
-        has_dense = model.bottom_mlp is not None
-        vector = _through(self._bottom, dense.to(self.dtype)) if has_dense else None
+        vector = None if model.bottom_mlp is None else self._through_bottom(dense)
         if model.interaction == "dot":
             joined = dot_interaction(vector, pooled, model.include_diagonal, self._width)
         else:
             joined = cat_interaction(vector, pooled)
             joined = F.pad(joined, (0, self._width - joined.shape[1]))
-        hidden = _through(self._top, joined).float()
+        hidden = self._through_top(joined)
         logits = row_linear(hidden, self._last.weight, self._last.bias, relu=False)
         return logits[:B, 0].contiguous()
 
+    def _through_bottom(self, dense: Tensor) -> Tensor:
+        """The bottom MLP, shape (B, D), of type `dtype`."""
+        return through(self._bottom, dense.to(self.dtype))
 
-def _through(layers: Sequence[_Layer], x: Tensor) -> Tensor:
+    def _through_top(self, joined: Tensor) -> Tensor:
+        """The hidden layers of the top MLP, float32."""
+        return through(self._top, joined).float()
+
+
+def through(layers: Sequence[EvaluatedLayer], x: Tensor) -> Tensor:
     """Linear, norm, ReLU, linear, norm, ReLU, ..."""
     for weight, bias, norm in layers:
         x = row_linear(x, weight, bias, relu=norm is None)
@@ -109,13 +116,13 @@ def _through(layers: Sequence[_Layer], x: Tensor) -> Tensor:
     return x
 
 
-def _layers(mlp: nn.Module | None, dtype: torch.dtype) -> list[_Layer]:
+def _layers(mlp: nn.Module | None, dtype: torch.dtype) -> list[EvaluatedLayer]:
     """The linear layers of an MLP, each with the normalisation that follows it."""
-    found: list[_Layer] = []
+    found: list[EvaluatedLayer] = []
     for module in layers_of(mlp):
         if isinstance(module, nn.Linear):
             weight, bias = module.weight.detach(), module.bias.detach()
-            found.append(_of_type(_Layer(weight, bias, None), dtype))
+            found.append(_of_type(EvaluatedLayer(weight, bias, None), dtype))
         elif not isinstance(module, nn.ReLU | nn.Dropout):
             found[-1] = found[-1]._replace(norm=_Evaluated(module))
     return found
@@ -137,17 +144,17 @@ class _Evaluated(nn.Module):
         return y
 
 
-def _of_type(layer: _Layer, dtype: torch.dtype) -> _Layer:
+def _of_type(layer: EvaluatedLayer, dtype: torch.dtype) -> EvaluatedLayer:
     return layer._replace(weight=layer.weight.to(dtype), bias=layer.bias.to(dtype))
 
 
-def _widened(layer: _Layer, width: int) -> _Layer:
+def _widened(layer: EvaluatedLayer, width: int) -> EvaluatedLayer:
     """A layer whose input is widened by zeros."""
     missing = max(width - layer.weight.shape[1], 0)
     return layer._replace(weight=F.pad(layer.weight, (0, missing)))
 
 
-def _with_more_outputs(last: _Layer) -> _Layer:
+def _with_more_outputs(last: EvaluatedLayer) -> EvaluatedLayer:
     """The output layer with outputs of zero beside its one; see `MIN_COLUMNS`."""
     more = MIN_COLUMNS - len(last.weight) if not last.weight.is_cuda else 0
     return last._replace(
