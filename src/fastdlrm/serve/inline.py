@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.payload import unpack
 from fastdlrm.contracts.signature import InputSpec, Signature
-from fastdlrm.contracts.tensors import BYTES, WireTensor
-from fastdlrm.errors import DataError, RequestError
 from fastdlrm.export.model import ExportedModel
 from fastdlrm.serve.query import Query, Scores
 from fastdlrm.serve.served import EngineState, Observer
@@ -23,7 +20,7 @@ NUM_EXAMPLES = 8
 
 
 class InlineEngine:
-    """Scores raw columns, one query after the other."""
+    """Scores queries one after the other."""
 
     def __init__(self, model: ExportedModel) -> None:
         self._model = model
@@ -48,11 +45,8 @@ class InlineEngine:
     def _score(self, query: Query, started_ns: int) -> Scores:
         begun_ns = time.perf_counter_ns()
         inputs = unpack(memoryview(query.payload.to_bytes()))
-        try:
-            columns = {name: column(inputs[name], query.num_rows) for name in inputs}
-            batch = self._model.encode(pa.RecordBatch.from_pydict(columns))
-        except DataError as problem:
-            raise RequestError(str(problem)) from problem
+        encoder = self._model.encoder
+        batch = encoder.join([encoder.encode(inputs, 0, query.num_rows)])
         encoded_ns = time.perf_counter_ns()
         scores: NDArray[np.float32] = self._model.predict(batch)
         return Scores(
@@ -89,13 +83,3 @@ class InlineStarter:
 
     def close(self) -> None:
         """Nothing is shared."""
-
-
-def column(tensor: WireTensor, num_rows: int) -> pa.Array:
-    """A raw column of texts."""
-    if tensor.datatype == BYTES:
-        texts = [text or None for text in tensor.texts()]
-    else:
-        values = tensor.values().ravel().tolist()
-        texts = [None if value != value else str(value) for value in values]
-    return pa.array(texts if len(texts) == num_rows else texts * num_rows, pa.string())
