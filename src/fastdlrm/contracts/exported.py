@@ -2,7 +2,8 @@
 
 MODEL/manifest.json      kind exported, see `ExportedManifest`
 MODEL/tables.bin         rows of all tables, one after the other, see `fastdlrm.export.tables`
-MODEL/vocab/             the vocabularies of the encoding
+MODEL/vocab/             the vocabularies of the encoding, for reading them
+MODEL/vocabularies.index the same as hash tables, to be mapped
 MODEL/mlp.safetensors    the MLPs in float32, whatever they compute in
 MODEL/golden.arrow       raw rows as text, null where missing, and `score`: checked at every load
 MODEL/warmup.arrow       more raw rows: to warm a server with, and for those who test it

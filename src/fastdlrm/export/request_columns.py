@@ -111,6 +111,7 @@ class CompiledColumns:
         self._num_numbers = len(columns)
         numbered = [(row, name, datatypes[name]) for row, name in enumerate(columns)]
         self._typed = [each for each in numbered if each[2] != BYTES]
+        self._wide = [row for row, _, datatype in self._typed if datatype in WIDE]
         self._number_texts = [name for _, name, datatype in numbered if datatype == BYTES]
         self._number_rows = np.array(
             [row for row, _, datatype in numbered if datatype == BYTES], dtype=np.int64
@@ -177,8 +178,8 @@ class CompiledColumns:
         for row, name, datatype in self._typed:
             data = _window(inputs[name], start, stop)
             numbers[row] = bfloat16_to_float32(data) if datatype == "BF16" else data
-            if datatype in WIDE and (np.abs(numbers[row]) >= EXACT).any():
-                return None
+        if self._wide and (np.abs(numbers[self._wide]) >= EXACT).any():
+            return None
         return None if np.isinf(numbers).any() else numbers
 
     def _write_texts(
