@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from fastdlrm.contracts.server_info import TensorMetadata
+from fastdlrm.contracts.delta import read_delta
+from fastdlrm.contracts.signature import InputSpec
 from fastdlrm.contracts.tensors import WireTensor
-from fastdlrm.errors import RequestError
+from fastdlrm.errors import ExportError, RequestError
 from fastdlrm.serve.config import Grpc, Http, ServeConfig, Shutdown
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.query import Query, Scores
-from fastdlrm.serve.served import EngineState
-from fastdlrm.serve.server import Server, serve
+from fastdlrm.serve.served import EngineState, Observer
+from fastdlrm.serve.server import Server
 
 MODEL = "shop"
 
@@ -40,18 +41,17 @@ class FormulaEngine:
         stopped: Whether it was stopped.
     """
 
-    inputs = (
-        TensorMetadata(name="a", datatype="FP64", shape=(-1,)),
-        TensorMetadata(name="b", datatype="FP64", shape=(-1,)),
-    )
+    inputs = tuple(InputSpec("columns", name, "FP64", (-1,), ("FP64", "INT64")) for name in "ab")
     examples = ({"a": 1, "b": 0.5}, {"a": -1, "b": 0.25}, {"a": 0, "b": None})
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
         self.delay_s = 0.0
         self.problem: Exception | None = None
         self.num_cancelled = 0
         self.num_waiting = 0
         self.stopped = False
+        self.sequence = 0
 
     def num_rows(self, inputs: Mapping[str, WireTensor]) -> int:
         if set(inputs) != {"a", "b"}:
@@ -69,18 +69,32 @@ class FormulaEngine:
             self.num_waiting -= 1
         if self.problem is not None:
             raise self.problem
+        if self._observer is not None:
+            self._observer.flushed("idle", query.num_rows, query.num_rows / 8)
+            self._observer.computed(query.num_rows, 2000, 3000)
         a, b = (tensor.values().astype(np.float64) for tensor in query.payload.tensors)
         scores = np.broadcast_to(1 / (1 + np.exp(-(a + 2 * np.nan_to_num(b)))), query.num_rows)
         return Scores(
             scores=scores.astype(np.float32), queue_ns=1000, encode_ns=2000, compute_ns=3000
         )
 
-    def state(self) -> EngineState:
-        return EngineState(num_workers=1, num_restarts=0, queue_rows=self.num_waiting)
+    async def apply(self, path: Path) -> int:
+        delta = read_delta(path)
+        if delta.sequence != self.sequence + 1:
+            raise ExportError(f"delta {delta.sequence} after {self.sequence}")
+        self.sequence = delta.sequence
+        return self.sequence
 
-    async def drain(self) -> None:
-        while self.num_waiting:
+    def state(self) -> EngineState:
+        return EngineState(
+            num_workers=1, num_restarts=0, queue_rows=self.num_waiting, sequence=self.sequence
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        ended_s = asyncio.get_running_loop().time() + timeout_s
+        while self.num_waiting and asyncio.get_running_loop().time() < ended_s:
             await asyncio.sleep(0.001)
+        return not self.num_waiting
 
     async def stop(self) -> None:
         self.stopped = True
@@ -137,8 +151,11 @@ class Running:
         status, _, answer = self.ask(method, path, text, headers)
         return status, json.loads(answer)
 
-    def start(self) -> None:
+    def launch(self) -> None:
         self._thread.start()
+
+    def start(self) -> None:
+        self.launch()
         while self.server.state == "starting" and self._thread.is_alive():
             self._thread.join(0.01)
         if self.server.state != "ready":
@@ -160,10 +177,12 @@ class Running:
         except BaseException as problem:  # noqa: BLE001 raised again by `start`
             self._problem = problem
 
-    async def _start(self, folder: Path, name: str, version: str) -> FormulaEngine:
+    async def _start(
+        self, folder: Path, name: str, version: str, observer: Observer
+    ) -> FormulaEngine:
         if version in self.refused:
             raise self.refused[version]
-        engine = self.engines[name, version] = FormulaEngine()
+        engine = self.engines[name, version] = FormulaEngine(observer)
         return engine
 
 
@@ -198,13 +217,14 @@ def running(
 def main() -> None:
     """Serve the repository named by the first argument; queries take the second's seconds."""
 
-    async def start(folder: Path, name: str, version: str) -> FormulaEngine:
-        engine = FormulaEngine()
+    async def start(folder: Path, name: str, version: str, observer: Observer) -> FormulaEngine:
+        engine = FormulaEngine(observer)
         engine.delay_s = float(sys.argv[2])
         return engine
 
     config = free_ports(shutdown=Shutdown(grace_s=float(sys.argv[3])))
-    serve(Path(sys.argv[1]), config, start, token=None)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(Server(Path(sys.argv[1]), config, start).run())
 
 
 if __name__ == "__main__":

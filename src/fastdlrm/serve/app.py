@@ -18,7 +18,7 @@ from fastdlrm.errors import (
     RequestError,
 )
 from fastdlrm.serve.access import Access
-from fastdlrm.serve.http import CLOSE, Receive, Refused, Request, Response, Scope, Send
+from fastdlrm.serve.http import CLOSE, BodyBudget, Receive, Refused, Request, Response, Scope, Send
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.metrics import Metrics
 from fastdlrm.serve.protocol import CONNECTION
@@ -40,6 +40,7 @@ class App:
         routes: What answers.
         access: Who may ask.
         metrics: Where answers are counted.
+        budget: Bounds what bodies hold.
         log: Where unforeseen errors and (a share of) requests go.
         access_share: Share of requests that leave a line in the log.
 
@@ -54,6 +55,7 @@ class App:
         metrics: Metrics,
         log: EventLog,
         *,
+        budget: BodyBudget,
         access_share: float = 0.0,
     ) -> None:
         self.num_in_flight = 0
@@ -61,6 +63,7 @@ class App:
         self._access = access
         self._metrics = metrics
         self._log = log
+        self._budget = budget
         self._access_share = access_share
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +71,7 @@ class App:
         if scope["type"] != "http":
             return
         self.num_in_flight += 1
-        request = Request(scope, receive)
+        request = Request(scope, receive, self._budget)
         connection = scope.get(CONNECTION)
         if connection is not None:
             connection.answering = asyncio.current_task()
@@ -103,6 +106,7 @@ class App:
                 self._log_access(request, name, response)
         finally:
             self.num_in_flight -= 1
+            request.release()
 
     def _require_token(self, request: Request, is_open: bool) -> None:
         if is_open or self._access.is_open:

@@ -4,9 +4,8 @@ Invariants: a request is checked whole before it waits; every query that was dec
 once, as answered or as failed.
 """
 
-import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -139,8 +138,8 @@ class Backend:
     def _deadline_s(self, arrived_ns: int, timeout_us: int, deadline_s: float | None) -> float:
         """When the answer must be there, in time of the event loop."""
         limits = self._limits
-        waited_s = (time.perf_counter_ns() - arrived_ns) * 1e-9
-        arrived_s = asyncio.get_running_loop().time() - waited_s
+        # the loop's clock is this one, but may stand still for milliseconds
+        arrived_s = time.monotonic() - (time.perf_counter_ns() - arrived_ns) * 1e-9
         latest_s = arrived_s + limits.max_timeout_ms * 1e-3
         if timeout_us:
             latest_s = min(latest_s, arrived_s + timeout_us * 1e-6)
@@ -172,7 +171,11 @@ class Backend:
             name=found.name,
             versions=(found.number,),
             platform=PLATFORM,
-            inputs=tuple(found.engine.inputs),
+            inputs=tuple(
+                TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+                for spec in found.engine.inputs
+                if spec.form == "columns" and not spec.is_optional
+            ),
             outputs=OUTPUT_METADATA,
         )
 
@@ -195,8 +198,21 @@ class Backend:
             name=found.name,
             platform=PLATFORM,
             backend=PLATFORM,
-            input=config_tensors(found.engine.inputs),
-            output=config_tensors(OUTPUT_METADATA),
+            input=tuple(
+                ConfigTensor(
+                    name=spec.name,
+                    data_type=config_type(spec.datatype),
+                    dims=spec.shape,
+                    optional=spec.is_optional or spec.form != "columns",
+                )
+                for spec in found.engine.inputs
+            ),
+            output=tuple(
+                ConfigTensor(
+                    name=output.name, data_type=config_type(output.datatype), dims=output.shape
+                )
+                for output in OUTPUT_METADATA
+            ),
         )
 
     async def statistics(self, name: str = "", version: str = "") -> Statistics:
@@ -268,14 +284,6 @@ def outputs_of(scores: np.typing.NDArray[np.float32], top_k: int | None) -> dict
         ITEM_INDEX: WireTensor("INT64", order.shape, order),
         SCORE: WireTensor("FP32", order.shape, scores[order]),
     }
-
-
-def config_tensors(tensors: Sequence[TensorMetadata]) -> tuple[ConfigTensor, ...]:
-    """Inputs or outputs in the words of the configuration extension."""
-    return tuple(
-        ConfigTensor(name=tensor.name, data_type=config_type(tensor.datatype), dims=tensor.shape)
-        for tensor in tensors
-    )
 
 
 def version_in(parameters: Mapping[str, Any]) -> str:

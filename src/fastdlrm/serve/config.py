@@ -72,8 +72,11 @@ class Grpc(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one request may ask for."""
 
-    max_body_bytes: int = 64 * 2**20
-    """Of a body, after decompression too; more is answered 413."""
+    max_body_bytes: int = 16 * 2**20
+    """Of a body, after decompression too; more is answered 413. A large body of JSON holds up the
+    requests beside it while it is read."""
+    max_bodies_bytes: int = 512 * 2**20
+    """Of all large bodies together, while they come and are answered; more is answered 503."""
     max_rows: int = 10_000
     """Samples of one query; more is answered 400."""
     default_timeout_ms: float = 1000.0
@@ -85,6 +88,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         _require_positive(
             "limits",
             max_body_bytes=self.max_body_bytes,
+            max_bodies_bytes=self.max_bodies_bytes,
             max_rows=self.max_rows,
             default_timeout_ms=self.default_timeout_ms,
             max_timeout_ms=self.max_timeout_ms,
@@ -156,13 +160,26 @@ class Security(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
 
+class Watch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the repository on disk is followed."""
+
+    every_s: float = 1.0
+    """Pause between looks for a `current` that moved, for new versions and for deltas; 0: never,
+    versions are loaded over the protocol alone."""
+
+    def __post_init__(self) -> None:
+        if self.every_s < 0:
+            raise ConfigError(f"watch.every_s is {self.every_s}; 0 or more is allowed")
+
+
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What follows SIGTERM: not ready, grace, no new connections, drain, exit."""
 
     grace_s: float = 0.0
     """Time served on as "not ready", for load balancers to see it. In Kubernetes 5 or more."""
     drain_s: float = 20.0
-    """For requests under way to be answered; then they are cut off."""
+    """For requests under way to be answered, at the end and when a version is replaced; then they
+    are cut off."""
 
     def __post_init__(self) -> None:
         _require_positive("shutdown", drain_s=self.drain_s)
@@ -190,6 +207,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     batching: Batching = Batching()
     workers: Workers = Workers()
     security: Security = Security()
+    watch: Watch = Watch()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     models: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fastdlrm.errors import RequestError
+from fastdlrm.errors import Overloaded, RequestError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,6 +40,36 @@ class Refused(RequestError):
         super().__init__(message)
         self.status = status
         self.headers = headers
+
+
+class BodyBudget:
+    """Memory for all bodies that came in more than one piece, together.
+
+    Args:
+        max_bytes: Most that is held at once.
+
+    Attributes:
+        held_bytes: What is held now.
+    """
+
+    __slots__ = ("held_bytes", "max_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Hold more.
+
+        Raises:
+            Overloaded: There is no room.
+        """
+        if self.held_bytes + num_bytes > self.max_bytes:
+            raise Overloaded(
+                f"bodies of {self.held_bytes} bytes are held, {self.max_bytes} may be: no room for "
+                f"{num_bytes} more; try again later"
+            )
+        self.held_bytes += num_bytes
 
 
 class Response:
@@ -89,6 +119,7 @@ class Request:
     Args:
         scope: Of ASGI.
         receive: Of ASGI.
+        budget: Bounds what bodies hold; `release` gives back what this one took.
 
     Attributes:
         arrived_ns: `perf_counter_ns` when its headers were there.
@@ -98,7 +129,9 @@ class Request:
     """
 
     __slots__ = (
+        "_budget",
         "_headers",
+        "_held_bytes",
         "_receive",
         "arrived_ns",
         "is_read",
@@ -107,13 +140,15 @@ class Request:
         "version",
     )
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget) -> None:
         self.arrived_ns = time.perf_counter_ns()
         self.scope = scope
         self.model = ""
         self.version = ""
         self.is_read = False
         self._receive = receive
+        self._budget = budget
+        self._held_bytes = 0
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
 
     def header(self, name: bytes) -> bytes | None:
@@ -128,6 +163,7 @@ class Request:
 
         Raises:
             Refused: 413 too large, 415 or 400 its compression, 400 cut short.
+            Overloaded: Bodies of others hold all memory there is for them.
         """
         length = self._headers.get(b"content-length")
         if length is not None and int(length) > max_bytes:
@@ -139,6 +175,11 @@ class Request:
         if len(content) < _THREAD_BYTES:
             return decompress(content, encoding, max_bytes)
         return await asyncio.to_thread(decompress, content, encoding, max_bytes)
+
+    def release(self) -> None:
+        """Its body is not needed any more."""
+        self._budget.held_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     async def _read(self, max_bytes: int) -> bytes:
         message = await self._receive()
@@ -153,6 +194,8 @@ class Request:
             pieces.append(piece)
             size += len(piece)
             _require_size(size, max_bytes)
+            self._budget.take(len(piece))
+            self._held_bytes = size
             if not message.get("more_body", False):
                 self.is_read = True
                 return b"".join(pieces)

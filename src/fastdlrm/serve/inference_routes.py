@@ -1,6 +1,5 @@
 """The routes that score: `/infer` of a model, and its `:rank` and `:score`."""
 
-import asyncio
 import time
 
 from fastdlrm.contracts.wire import (
@@ -105,4 +104,4 @@ def header_deadline_s(request: Request) -> float | None:
             "number of milliseconds"
         )
     waited_s = (time.perf_counter_ns() - request.arrived_ns) * 1e-9
-    return asyncio.get_running_loop().time() - waited_s + timeout_ms / 1000
+    return time.monotonic() - waited_s + timeout_ms / 1000

@@ -20,16 +20,29 @@ from fastdlrm.contracts.manifest import MANIFEST
 from fastdlrm.contracts.tensors import quoted
 from fastdlrm.errors import ExportError, FastDLRMError, NotFound, Overloaded
 from fastdlrm.serve.log import EventLog
-from fastdlrm.serve.metrics import Metrics
-from fastdlrm.serve.served import Engine, EngineState
+from fastdlrm.serve.metrics import Metrics, ModelMetrics
+from fastdlrm.serve.served import Engine, EngineState, Observer
 from fastdlrm.serve.tally import Tally
 
 State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 CURRENT = "current"
 SINGLE_VERSION = "1"
 
-StartEngine = Callable[[Path, str, str], Awaitable[Engine]]
-"""Loads, checks and warms an exported model, of a name and a version."""
+StartEngine = Callable[[Path, str, str, Observer], Awaitable[Engine]]
+"""Loads, checks and warms an exported model, of a name and a version; its batches are observed."""
+
+
+class BatchCounts:
+    """Counts the batches of one version.
+
+    Args:
+        counted: The model's metrics.
+        tally: The version's own sums.
+    """
+
+    def __init__(self, counted: ModelMetrics, tally: Tally) -> None:
+        self.flushed = counted.flushed
+        self.computed = tally.batch
 
 
 class Version:
@@ -68,31 +81,56 @@ class Version:
             )
         return self._engine
 
+    @property
+    def sequence(self) -> int:
+        """Number of the last delta applied; 0: none."""
+        return 0 if self._engine is None else self._engine.state().sequence
+
+    async def apply(self, delta: Path) -> None:
+        """Apply a delta while it serves.
+
+        Raises:
+            ExportError: It does not follow the last one, or does not fit; nothing has changed.
+            ServeError: No worker could take it.
+            Overloaded: The version is not ready.
+        """
+        await self.engine.apply(delta)
+
     def state_of_engine(self) -> EngineState | None:
         """How its engine is; None where it has none."""
         return None if self._engine is None else self._engine.state()
 
-    async def start(self, start: StartEngine) -> None:
+    async def start(self, start: StartEngine, counted: ModelMetrics) -> None:
         """Load it.
+
+        Args:
+            start: Starts its engine.
+            counted: Where its batches are counted.
 
         Raises:
             FastDLRMError: It cannot be served; `reason` says why.
         """
         self.state, self.reason = "LOADING", "being loaded, checked and warmed"
         try:
-            self._engine = await start(self.folder, self.name, self.number)
+            observer = BatchCounts(counted, self.tally)
+            self._engine = await start(self.folder, self.name, self.number, observer)
         except BaseException as problem:
             self.state, self.reason = "UNAVAILABLE", str(problem) or type(problem).__name__
             raise
         self.state, self.reason = "READY", ""
 
-    async def stop(self, reason: str) -> None:
-        """Take no more queries, answer those there are, and free all it holds."""
+    async def stop(self, reason: str, drain_s: float) -> None:
+        """Take no more queries, answer those there are, and free all it holds.
+
+        Args:
+            reason: What `reason` is from then on.
+            drain_s: How long its last queries may take; those that take longer fail.
+        """
         engine, self._engine = self._engine, None
         self.state, self.reason = "UNLOADING", "answering its last queries"
         try:
             if engine is not None:
-                await engine.drain()
+                await engine.drain(drain_s)
                 await engine.stop()
         finally:
             self.state, self.reason = "UNAVAILABLE", reason
@@ -107,6 +145,7 @@ class Repository:
         log: Where swaps are written.
         metrics: Where their time is counted.
         only: Names to serve; empty: all there are.
+        drain_s: How long the last queries of a version may take.
     """
 
     def __init__(
@@ -117,7 +156,9 @@ class Repository:
         log: EventLog,
         metrics: Metrics,
         only: tuple[str, ...] = (),
+        drain_s: float = 60.0,
     ) -> None:
+        self._drain_s = drain_s
         self._root = root
         self._start = start
         self._log = log
@@ -165,6 +206,16 @@ class Repository:
         why = f" ({version.reason})" if version is not None and version.reason else ""
         raise NotFound(f"{asked} is not served{why}; served: {', '.join(served) or 'none'}")
 
+    def current(self, name: str) -> str:
+        """Number of the version that should serve, as the disk says now.
+
+        Raises:
+            NotFound: There is no such model.
+        """
+        self._known(name)
+        self._scan()
+        return self._current(name)
+
     def serving(self) -> list[Version]:
         """The versions that answer requests without a number, by name."""
         return [self._serving[name] for name in sorted(self._serving)]
@@ -192,7 +243,7 @@ class Repository:
                 return wanted
             started = time.perf_counter()
             try:
-                await wanted.start(self._start)
+                await wanted.start(self._start, self._metrics.of(name))
             except FastDLRMError as problem:
                 self._log(
                     "version_refused",
@@ -207,7 +258,7 @@ class Repository:
             self._metrics.of(name).swap.observe(took_s)
             self._log("version_ready", model=name, version=wanted.number, seconds=round(took_s, 3))
             if before is not None:
-                await before.stop(f"version {wanted.number} took its place")
+                await before.stop(f"version {wanted.number} took its place", self._drain_s)
                 self._log("version_stopped", model=name, version=before.number)
             return wanted
 
@@ -221,7 +272,7 @@ class Repository:
             version = self._serving.pop(name, None)
             if version is None:
                 raise NotFound(f"model {quoted(name)} is not served; nothing to unload")
-            await version.stop("unloaded")
+            await version.stop("unloaded", self._drain_s)
             self._log("version_stopped", model=name, version=version.number)
 
     def _known(self, name: str) -> str:

@@ -1,11 +1,12 @@
 """What the server asks of an engine: one version of a model, its workers and its queue."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from fastdlrm.contracts.server_info import TensorMetadata
+from fastdlrm.contracts.signature import InputSpec
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.serve.query import Query, Scores
 
@@ -25,12 +26,24 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """Age of the newest embeddings; None: unknown."""
 
 
+class Observer(Protocol):
+    """Is told of an engine's batches."""
+
+    def flushed(self, reason: str, rows: int, fill: float) -> None:
+        """A batch left the queue: why, its samples, its share of the most a batch may hold."""
+        ...
+
+    def computed(self, rows: int, encode_ns: int, compute_ns: int) -> None:
+        """A worker is done with a batch: its samples, and how long that took."""
+        ...
+
+
 class Engine(Protocol):
     """One version of a model, loaded, checked and warm."""
 
     @property
-    def inputs(self) -> Sequence[TensorMetadata]:
-        """The tensors that a request holds."""
+    def inputs(self) -> Sequence[InputSpec]:
+        """The tensors that a request holds, of both its forms."""
         ...
 
     @property
@@ -57,12 +70,21 @@ class Engine(Protocol):
         """
         ...
 
+    async def apply(self, path: Path) -> int:
+        """Apply a delta; its sequence number.
+
+        Raises:
+            ExportError: It does not follow the last one, or does not fit; nothing has changed.
+            ServeError: No worker could take it.
+        """
+        ...
+
     def state(self) -> EngineState:
         """How it is now."""
         ...
 
-    async def drain(self) -> None:
-        """Answer every query submitted so far."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Take no more queries and answer those there are; whether all were in time."""
         ...
 
     async def stop(self) -> None:

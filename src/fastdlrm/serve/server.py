@@ -11,31 +11,33 @@ import gc
 import logging
 import os
 import signal
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import grpc.aio
-import uvicorn
 import uvloop
 
 from fastdlrm.config import to_tree
-from fastdlrm.errors import ConfigError, ServeError
+from fastdlrm.errors import ServeError
 from fastdlrm.serve import grpc_service
 from fastdlrm.serve.access import Access
 from fastdlrm.serve.app import App
 from fastdlrm.serve.backend import Backend
-from fastdlrm.serve.config import Http, Security, ServeConfig
+from fastdlrm.serve.config import ServeConfig
 from fastdlrm.serve.grpc_service import GrpcService, make_server
+from fastdlrm.serve.http import BodyBudget
 from fastdlrm.serve.log import EventLog, LogBridge
 from fastdlrm.serve.metrics import GaugeValues, Metrics
-from fastdlrm.serve.protocol import Connection, ConnectionLimits
+from fastdlrm.serve.protocol import Connection
 from fastdlrm.serve.repository import Repository, StartEngine
 from fastdlrm.serve.route_table import all_routes
+from fastdlrm.serve.served import Engine, Observer
 from fastdlrm.serve.status import Status, StatusReader
+from fastdlrm.serve.transport import HttpServer, http_config, listen, tls_files
+from fastdlrm.serve.watch import Watcher
 
 TICK_S = 0.1
 TICKS_A_SECOND = 10
@@ -77,7 +79,12 @@ class Server:
         self._metrics = Metrics()
         self._access = Access(token)
         self._repository = Repository(
-            root, start, log=self._log, metrics=self._metrics, only=config.models
+            root,
+            start,
+            log=self._log,
+            metrics=self._metrics,
+            only=config.models,
+            drain_s=config.shutdown.drain_s,
         )
         self._backend = Backend(self._repository, config.limits, self._metrics)
         self._reader = StatusReader(self._repository, self._metrics)
@@ -86,11 +93,12 @@ class Server:
             self._access,
             self._metrics,
             self._log,
+            budget=BodyBudget(config.limits.max_bodies_bytes),
             access_share=config.log.access_share,
         )
         self._metrics.gauges = self._gauges
         self._told_to_end = asyncio.Event()
-        self._http: _HttpServer | None = None
+        self._http: HttpServer | None = None
         self._grpc: grpc.aio.Server | None = None
 
     async def run(self) -> None:
@@ -104,13 +112,13 @@ class Server:
         began = time.perf_counter()
         config = self._config
         self._warn_when_open()
-        with self._signals(), self._library_log():
+        with self._signals(), self._library_log(), self._quiet_gc():
+            self._http = HttpServer(http_config(self._app, config))
             listener = listen(config.http)
             self.http_port = listener.getsockname()[1]
-            self._http = _HttpServer(http_config(self._app, config))
             serving = asyncio.create_task(self._http.serve(sockets=[listener]))
             ticking = asyncio.create_task(self._tick())
-            self._metrics.watch_gc()
+            watching: asyncio.Task[None] | None = None
             try:
                 await self._start_grpc()
                 self._log(
@@ -122,15 +130,17 @@ class Server:
                     config=to_tree(config),
                 )
                 await self._start_models()
+                watching = self._watching()
                 self._be_ready(time.perf_counter() - began)
                 await self._until_told(serving)
                 await self._leave()
             finally:
                 self.state, self._backend.accepts = "draining", False
+                if watching is not None:
+                    watching.cancel()
                 await self._drain(serving)
                 ticking.cancel()
                 await self._repository.stop()
-                self._metrics.unwatch_gc()
                 self._log("stopped", uptime_s=round(time.time() - self._reader.started, 1))
 
     def end(self) -> None:
@@ -165,10 +175,16 @@ class Server:
                 task.cancel()
             await asyncio.gather(loading, ending, return_exceptions=True)
 
+    def _watching(self) -> "asyncio.Task[None] | None":
+        """Follows the repository from now on, if the config says so."""
+        every_s = self._config.watch.every_s
+        if not every_s:
+            return None
+        return asyncio.create_task(Watcher(self._repository, self._log).run(every_s))
+
     def _be_ready(self, took_s: float) -> None:
         gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
+        gc.freeze()  # what is here by now stays
         if not self._told_to_end.is_set():
             self.state, self._backend.accepts = "ready", True
             models = [f"{v.name}/{v.number}" for v in self._repository.serving()]
@@ -253,6 +269,19 @@ class Server:
             for number in numbers:
                 loop.remove_signal_handler(number)
 
+    @contextlib.contextmanager
+    def _quiet_gc(self) -> Iterator[None]:
+        """Python's collector seldom runs, and its pauses are counted."""
+        before = gc.get_threshold()
+        gc.set_threshold(*GC_THRESHOLDS)
+        self._metrics.watch_gc()
+        try:
+            yield
+        finally:
+            self._metrics.unwatch_gc()
+            gc.set_threshold(*before)
+            gc.unfreeze()
+
     def _on_signal(self, number: int) -> None:
         if self._told_to_end.is_set():
             self._log("ended_at_once", level="warning", signal=signal.Signals(number).name)
@@ -276,90 +305,41 @@ class Server:
                 logger.removeHandler(bridge)
 
 
-def serve(root: Path, config: ServeConfig, start: StartEngine, *, token: bytes | None) -> None:
+class Starter(Protocol):
+    """Starts engines, and ends what it started them with."""
+
+    def __call__(
+        self, folder: Path, name: str, version: str, observer: Observer
+    ) -> Awaitable[Engine]:
+        """As `StartEngine`."""
+        ...
+
+    def close(self) -> None:
+        """Free what all engines share; they are stopped by then."""
+        ...
+
+
+def serve(
+    root: Path, config: ServeConfig, make_starter: Callable[[], Starter], *, token: bytes | None
+) -> None:
     """Serve until a signal; returns when all is answered and freed.
 
     Args:
         root: Model repository, or one exported model.
         config: How.
-        start: Starts the engine of a version.
+        make_starter: Makes what starts engines, within the event loop.
         token: Bearer token that requests must bring; None: none.
 
     Raises:
         FastDLRMError: As `Server.run`.
     """
+
+    async def run() -> None:
+        starter = make_starter()
+        try:
+            await Server(root, config, starter, token=token).run()
+        finally:
+            starter.close()
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(Server(root, config, start, token=token).run())
-
-
-class _HttpServer(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals are `Server`'s
-
-
-def http_config(app: App, config: ServeConfig) -> uvicorn.Config:
-    """uvicorn's settings.
-
-    Raises:
-        ConfigError: A file of TLS cannot be used.
-    """
-    http, security = config.http, config.security
-    limits = ConnectionLimits(
-        max_connections=http.max_connections,
-        max_header_bytes=http.max_header_bytes,
-        header_timeout_s=http.header_timeout_s,
-        body_timeout_s=http.body_timeout_s,
-    )
-    made = uvicorn.Config(
-        app,
-        http=type("ServedConnection", (Connection,), {"limits": limits}),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=http.backlog,
-        timeout_keep_alive=http.keep_alive_s,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=config.shutdown.drain_s,  # type: ignore[arg-type]
-        ssl_certfile=security.tls_certificate or None,
-        ssl_keyfile=security.tls_key or None,
-    )
-    try:
-        made.load()
-    except (OSError, ssl.SSLError) as problem:
-        raise tls_problem(security, problem) from problem
-    return made
-
-
-def tls_problem(security: Security, problem: Exception) -> ConfigError:
-    """The error of files of TLS that cannot be used."""
-    return ConfigError(
-        f"security.tls_certificate {security.tls_certificate!r}, tls_key {security.tls_key!r}: "
-        f"{problem}; both must be PEM files that belong together"
-    )
-
-
-def tls_files(security: Security) -> tuple[bytes, bytes] | None:
-    """Private key and certificate chain; None where no TLS is spoken."""
-    if not security.tls_key:
-        return None
-    return Path(security.tls_key).read_bytes(), Path(security.tls_certificate).read_bytes()
-
-
-def listen(http: Http) -> socket.socket:
-    """The socket of the HTTP port.
-
-    Raises:
-        ConfigError: The address cannot be listened at.
-    """
-    try:
-        family = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((http.host, http.port), family=family, backlog=http.backlog)
-    except OSError as problem:
-        raise ConfigError(
-            f"http.host {http.host!r}, http.port {http.port}: cannot listen there: {problem}; "
-            "choose another, or port 0 for a free one"
-        ) from problem
+        runner.run(run())

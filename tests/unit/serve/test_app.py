@@ -155,9 +155,13 @@ def test_statistics_count_what_was_asked(tmp_path):
         counts = {name: value["count"] for name, value in model["inference_stats"].items()}
         assert (counts["success"], counts["fail"], counts["queue"]) == (2, 1, 2)
         assert model["inference_stats"]["compute_infer"]["ns"] == 6000
+        assert model["execution_count"] == 2
+        (batches,) = model["batch_stats"]
+        assert (batches["batch_size"], batches["compute_infer"]) == (3, {"count": 2, "ns": 6000})
         text = server.ask("GET", "/metrics")[2].decode()
         assert f'fastdlrm_query_rows_sum{{model="{MODEL}"}} 6.0' in text
         assert 'fastdlrm_requests_total{code="400",protocol="http",route="infer"} 1.0' in text
+        assert f'fastdlrm_batches_total{{model="{MODEL}",reason="idle"}} 2.0' in text
         assert f'fastdlrm_failed_queries_total{{cause="invalid",model="{MODEL}"}} 1.0' in text
 
 

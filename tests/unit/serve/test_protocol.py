@@ -227,6 +227,23 @@ def test_a_body_without_a_length_is_bounded_while_it_comes(strict):
         )
 
 
+def test_bodies_together_are_bounded(tmp_path):
+    limits = Limits(max_body_bytes=200_000, max_bodies_bytes=250_000)
+    with running(tmp_path, free_ports(limits=limits)) as server:
+        budget = server.server._app._budget
+        with connected(server) as first, connected(server) as second:
+            for client in (first, second):
+                client.sendall(INFER + b"Transfer-Encoding: chunked\r\n\r\n")
+            first.sendall(b"%x\r\n%s\r\n" % (190_000, b" " * 190_000))
+            until(lambda: budget.held_bytes == 190_000)
+            second.sendall(b"%x\r\n%s\r\n" % (100_000, b" " * 100_000))
+            status, found = split(second.recv(65536))
+            assert (status, "no room for" in found["error"]) == (503, True)
+            first.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
+            assert split(first.recv(65536))[0] == 200
+        until(lambda: budget.held_bytes == 0)
+
+
 def test_a_body_too_large_is_refused_before_it_comes(strict):
     with connected(strict) as client:
         client.sendall(INFER + b"Expect: 100-continue\r\nContent-Length: 200001\r\n\r\n")

@@ -21,12 +21,12 @@ class Starter:
         self.gate = None
         self.problem = None
 
-    async def __call__(self, folder, name, version):
+    async def __call__(self, folder, name, version, observer):
         if self.gate is not None:
             await self.gate.wait()
         if self.problem is not None:
             raise self.problem
-        self.engines.append(FormulaEngine())
+        self.engines.append(FormulaEngine(observer))
         return self.engines[-1]
 
 
@@ -166,3 +166,17 @@ def test_stop_unloads_all(tmp_path):
     asyncio.run(models.stop())
     assert [engine.stopped for engine in start.engines] == [True, True]
     assert models.serving() == []
+
+
+def test_a_version_whose_last_queries_take_too_long_is_stopped_all_the_same(tmp_path):
+    add_version(tmp_path, 1)
+    start = Starter()
+
+    async def check():
+        models = repository(tmp_path, start, drain_s=0.05)
+        await models.start()
+        start.engines[0].num_waiting = 1
+        await models.unload("shop")
+        assert start.engines[0].stopped
+
+    asyncio.run(check())

@@ -20,7 +20,7 @@ import pytest
 from fastdlrm.errors import ConfigError, ExportError, ServeError
 from fastdlrm.serve.config import Grpc, Http, Security, Shutdown
 from tests.builders import ROOT
-from tests.serving import MODEL, add_version, free_ports, running
+from tests.serving import MODEL, Running, add_version, free_ports, running
 
 SCORE = f"/v1/models/{MODEL}:score"
 ROW = {"rows": [{"a": 0, "b": 0}]}
@@ -63,10 +63,10 @@ def test_it_lives_before_it_is_ready(tmp_path):
     with running(tmp_path) as server:
         loop_start = server._start
 
-        async def slow(folder, name, version):
+        async def slow(folder, name, version, observer):
             while not gate.is_set():
                 await asyncio.sleep(0.005)
-            return await loop_start(folder, name, version)
+            return await loop_start(folder, name, version, observer)
 
         server.server._repository._start = slow
         add_version(tmp_path, 2)
@@ -84,6 +84,23 @@ def test_it_lives_before_it_is_ready(tmp_path):
         gate.set()
         loading.join()
         assert server.json("POST", SCORE, ROW)[1]["model_version"] == "2"
+
+
+def test_it_can_be_ended_while_it_loads(tmp_path):
+    add_version(tmp_path, 1)
+    server = Running(tmp_path, free_ports(), None)
+
+    async def never(folder, name, version, observer):
+        await asyncio.sleep(60)
+
+    server.server._repository._start = never
+    server.launch()
+    until(lambda: "started" in events(server))
+    assert server.json("GET", "/v2/health/live")[0] == 200
+    assert server.json("GET", "/v2/health/ready")[0] == 503
+    assert server.json("GET", f"/v2/models/{MODEL}/versions/1")[0] == 503
+    server.end()
+    assert events(server)[-1] == "stopped"
 
 
 def test_a_request_under_way_is_answered_before_the_end(tmp_path):
