@@ -1,4 +1,4 @@
-"""An engine in this process: one exported model, one thread, no batches, no deadlines."""
+"""An engine in this process: one exported model, one thread, no batches."""
 
 import asyncio
 import time
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.contracts.payload import unpack
 from fastdlrm.contracts.signature import InputSpec, Signature
+from fastdlrm.errors import DeadlineExceeded
 from fastdlrm.export.model import ExportedModel
 from fastdlrm.serve.query import Query, Scores
 from fastdlrm.serve.served import EngineState, Observer
@@ -44,6 +45,12 @@ class InlineEngine:
 
     def _score(self, query: Query, started_ns: int) -> Scores:
         begun_ns = time.perf_counter_ns()
+        if time.monotonic() >= query.deadline_s:
+            waited_ms = (begun_ns - started_ns) / 1e6
+            raise DeadlineExceeded(
+                f"the deadline passed while {query.num_rows} rows waited {waited_ms:.1f} ms; give "
+                "them more time"
+            )
         inputs = unpack(memoryview(query.payload.to_bytes()))
         encoder = self._model.encoder
         batch = encoder.join([encoder.encode(inputs, 0, query.num_rows)])
