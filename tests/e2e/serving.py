@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from tests.builders import fastdlrm, tiny_dataset
+from tests.builders import invoke, tiny_dataset
 
 MODEL = "ctr"
 START_S = 120.0
@@ -66,8 +66,8 @@ def tiny_export(folder: Path) -> Exported:
     """A generated log, a model trained on it for a few seconds, exported as version 1."""
     tiny_dataset(folder)
     run, models = folder / "run", folder / "models"
-    fastdlrm("train", "--config", "tiny", "--data", folder / "data", "--out", run)
-    fastdlrm("export", "--run", run, "--data", folder / "data", "--out", models / MODEL / "1")
+    invoke("train", "--config", "tiny", "--data", folder / "data", "--out", run)
+    invoke("export", "--run", run, "--data", folder / "data", "--out", models / MODEL / "1")
     return Exported(run, models, folder / "log")
 
 

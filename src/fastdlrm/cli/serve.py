@@ -1,6 +1,7 @@
 """`fastdlrm serve`: exported models -> HTTP and gRPC."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +52,8 @@ def serve(
     from fastdlrm.config import load_over_defaults
     from fastdlrm.serve.access import read_token
     from fastdlrm.serve.config import ServeConfig
-    from fastdlrm.serve.inline import InlineStarter
     from fastdlrm.serve.server import serve as run
+    from fastdlrm.serve.start import Starter
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # else gRPC writes to stderr, and not JSON
     given = {
@@ -71,4 +72,4 @@ def serve(
     token = read_token(
         security.token_file, security.token_env, os.environ.get(security.token_env or "")
     )
-    run(models, chosen, InlineStarter, token=token)
+    run(models, chosen, partial(Starter, chosen), token=token)
