@@ -19,6 +19,7 @@ from fastdlrm.cli import (
     export_binary,
     generate,
     inspect,
+    load,
     multihot,
     plan,
     predict,
@@ -67,6 +68,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
+app.command("load")(load.load)
 
 
 def main() -> None:
