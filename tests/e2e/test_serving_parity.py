@@ -150,7 +150,7 @@ def trained(request, tmp_path_factory) -> Trained:
     rows.write_text("".join(lines))
     fields = [line.rstrip("\n").split(log.delimiter) for line in lines]
     columns = {
-        name: [row[at] for row in fields]
+        name: [row[at].strip() for row in fields]
         for at, name in enumerate(log.columns)
         if name != log.label
     }
