@@ -6,7 +6,10 @@ sent as the log has them, as text, without the spaces that the log may have arou
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -283,13 +286,13 @@ def test_a_column_that_is_absent_is_named(trained, answering):
     assert repr(name) in answer.json()["error"]
 
 
-@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
-def test_bags_may_come_as_values_and_lengths(trained, answering):
-    body = columns_body(trained.columns)
+def as_bags(columns):
+    """Columns as inputs, the bags as their values and lengths."""
+    body = columns_body(columns)
     kinds = {"seen": ("INT64", int), "dwell": ("FP32", float), "words": ("BYTES", str)}
     inputs = [tensor for tensor in body["inputs"] if tensor["name"] not in kinds]
     for name, (datatype, of_text) in kinds.items():
-        split = [[of_text(v) for v in text.split("|") if v] for text in trained.columns[name]]
+        split = [[of_text(v) for v in text.split("|") if v] for text in columns[name]]
         values = [value for row in split for value in row]
         inputs.append({"name": name, "shape": [len(values)], "datatype": datatype, "data": values})
         lengths = [len(row) for row in split]
@@ -301,4 +304,59 @@ def test_bags_may_come_as_values_and_lengths(trained, answering):
                 "data": lengths,
             }
         )
-    np.testing.assert_array_equal(asked(answering, [{"inputs": inputs}]), trained.scores)
+    return inputs
+
+
+@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
+def test_bags_may_come_as_values_and_lengths(trained, answering):
+    body = {"inputs": as_bags(trained.columns)}
+    np.testing.assert_array_equal(asked(answering, [body]), trained.scores)
+
+
+COLD = """
+import json, pathlib, sys
+from numba.core.event import install_recorder
+from fastdlrm.contracts.wire import decode_infer
+from fastdlrm.errors import RequestError
+from fastdlrm.export.model import ExportedModel
+from fastdlrm.serve.exported import ServedExport
+
+with install_recorder("numba:compile") as before:
+    model = ExportedModel.load(pathlib.Path(sys.argv[1]))
+    served = ServedExport(model)
+    served.warm(16)
+with install_recorder("numba:compile") as later:
+    for body in json.load(sys.stdin):
+        inputs = decode_infer(json.dumps(body).encode(), None, model_name="m").inputs
+        try:
+            part = model.encoder.encode(inputs, 0, model.encoder.num_rows(inputs))
+        except RequestError:
+            continue
+        served.predict([part, part])
+print(json.dumps([len(before.buffer), [str(event.data) for _, event in later.buffer]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
+def test_no_request_waits_for_code_to_be_compiled(trained, tmp_path):
+    columns = rows_of(trained.columns, 0, 9)
+    numbers = columns_body(columns)
+    for tensor in numbers["inputs"]:
+        if tensor["name"] in trained.log.numbers:
+            tensor["datatype"] = trained.log.numbers[tensor["name"]]
+            tensor["data"] = [json.loads(text) if text else None for text in tensor["data"]]
+    wrong = columns_body(columns | {"item": ["1.5"] * 9})
+    bodies = [columns_body(columns), numbers, wrong, {"inputs": as_bags(columns)}]
+    done = subprocess.run(
+        [sys.executable, "-c", COLD, str(trained.models / "fp32" / "1")],
+        input=json.dumps(bodies),
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    num_before, later = json.loads(done.stdout.splitlines()[-1])
+    assert num_before > 0
+    assert later == []
