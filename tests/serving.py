@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from fastdlrm.contracts.delta import read_delta
 from fastdlrm.contracts.signature import InputSpec
 from fastdlrm.contracts.tensors import WireTensor
-from fastdlrm.errors import RequestError
+from fastdlrm.errors import ExportError, RequestError
 from fastdlrm.serve.config import Grpc, Http, ServeConfig, Shutdown
 from fastdlrm.serve.log import EventLog
 from fastdlrm.serve.query import Query, Scores
@@ -50,6 +51,7 @@ class FormulaEngine:
         self.num_cancelled = 0
         self.num_waiting = 0
         self.stopped = False
+        self.sequence = 0
 
     def num_rows(self, inputs: Mapping[str, WireTensor]) -> int:
         if set(inputs) != {"a", "b"}:
@@ -76,8 +78,17 @@ class FormulaEngine:
             scores=scores.astype(np.float32), queue_ns=1000, encode_ns=2000, compute_ns=3000
         )
 
+    async def apply(self, path: Path) -> int:
+        delta = read_delta(path)
+        if delta.sequence != self.sequence + 1:
+            raise ExportError(f"delta {delta.sequence} after {self.sequence}")
+        self.sequence = delta.sequence
+        return self.sequence
+
     def state(self) -> EngineState:
-        return EngineState(num_workers=1, num_restarts=0, queue_rows=self.num_waiting)
+        return EngineState(
+            num_workers=1, num_restarts=0, queue_rows=self.num_waiting, sequence=self.sequence
+        )
 
     async def drain(self, timeout_s: float) -> bool:
         ended_s = asyncio.get_running_loop().time() + timeout_s

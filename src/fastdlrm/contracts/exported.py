@@ -95,7 +95,10 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportedManifest(Artifact, frozen=True, kw_only=True):
-    """An exported model: all that is needed to score raw rows. `config` has its [model] section."""
+    """An exported model: all that is needed to score raw rows.
+
+    `config` has the sections model (its shape), source (layout of raw files) and export.
+    """
 
     name: str
     """What requests call it."""

@@ -8,6 +8,7 @@ Shapes: n rows, N dense features, F sparse features, K columns.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -280,7 +281,7 @@ def _gathered(
     for name in columns:
         tensor = inputs[name]
         data, num_rows = tensor.data, tensor.shape[0]
-        if num_rows != 1 and stop - start != num_rows:
+        if stop - start != num_rows != 1:
             begin = find_text(data, 0, start)
             if begin < 0:
                 return None
@@ -299,6 +300,4 @@ def _window(tensor: WireTensor, start: int, stop: int) -> NDArray[Any]:
 
 
 def _starts(pieces: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    starts = np.zeros(len(pieces) + 1, dtype=np.int64)
-    np.cumsum([len(piece) for piece in pieces], out=starts[1:])
-    return starts
+    return np.array([0, *accumulate(map(len, pieces))], dtype=np.int64)

@@ -10,6 +10,7 @@ hold it: there it is the value that it is in the log.
 Shapes: n rows, N dense features, F sparse features, L ids.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema, SparseFeature
 from fastdlrm.contracts.signature import DENSE, IDS, LENGTHS, WEIGHTS, InputSpec, Signature
-from fastdlrm.contracts.tensors import WireTensor
+from fastdlrm.contracts.tensors import BYTES, WireTensor
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import RequestError
 from fastdlrm.export.request_arrow import ArrowColumns
@@ -140,6 +141,23 @@ class RequestEncoder:
         if not plan.has_bags:
             return Encoded(n, F, dense, ids.reshape(-1))
         return self._with_bags(dense, ids, rows)
+
+    def warm(self) -> None:
+        """Encode a row for each way that columns may come, so that no request is the first one.
+
+        Code is compiled as it is first called, which takes seconds where no cache of it can be
+        read: for text, for numbers with and without a fraction, and for what is refused.
+        """
+        for datatype, value in ((BYTES, ""), (BYTES, "?"), ("INT64", 0), ("FP64", 0.5)):
+            inputs: dict[str, WireTensor] = {}
+            for name, column in self._signature.columns.items():
+                of_this = datatype if datatype in column.datatypes else BYTES
+                sent = value if of_this == datatype else ""
+                inputs[name] = WireTensor.from_list(of_this, (1,), [sent])
+                if column.is_bag and not column.is_single:
+                    inputs[column.lengths] = WireTensor.from_list("INT32", (1,), [1])
+            with contextlib.suppress(RequestError):
+                self.encode(inputs, 0, self.num_rows(inputs))
 
     @staticmethod
     def join(parts: Sequence[Encoded]) -> Batch:

@@ -160,6 +160,18 @@ class Security(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
 
+class Watch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the repository on disk is followed."""
+
+    every_s: float = 1.0
+    """Pause between looks for a `current` that moved, for new versions and for deltas; 0: never,
+    versions are loaded over the protocol alone."""
+
+    def __post_init__(self) -> None:
+        if self.every_s < 0:
+            raise ConfigError(f"watch.every_s is {self.every_s}; 0 or more is allowed")
+
+
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What follows SIGTERM: not ready, grace, no new connections, drain, exit."""
 
@@ -195,6 +207,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     batching: Batching = Batching()
     workers: Workers = Workers()
     security: Security = Security()
+    watch: Watch = Watch()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
     models: tuple[str, ...] = ()

@@ -81,6 +81,21 @@ class Version:
             )
         return self._engine
 
+    @property
+    def sequence(self) -> int:
+        """Number of the last delta applied; 0: none."""
+        return 0 if self._engine is None else self._engine.state().sequence
+
+    async def apply(self, delta: Path) -> None:
+        """Apply a delta while it serves.
+
+        Raises:
+            ExportError: It does not follow the last one, or does not fit; nothing has changed.
+            ServeError: No worker could take it.
+            Overloaded: The version is not ready.
+        """
+        await self.engine.apply(delta)
+
     def state_of_engine(self) -> EngineState | None:
         """How its engine is; None where it has none."""
         return None if self._engine is None else self._engine.state()
@@ -190,6 +205,16 @@ class Repository:
         asked = f"model {quoted(name)}" + (f" version {quoted(number)}" if number else "")
         why = f" ({version.reason})" if version is not None and version.reason else ""
         raise NotFound(f"{asked} is not served{why}; served: {', '.join(served) or 'none'}")
+
+    def current(self, name: str) -> str:
+        """Number of the version that should serve, as the disk says now.
+
+        Raises:
+            NotFound: There is no such model.
+        """
+        self._known(name)
+        self._scan()
+        return self._current(name)
 
     def serving(self) -> list[Version]:
         """The versions that answer requests without a number, by name."""

@@ -1,6 +1,7 @@
 """What the server asks of an engine: one version of a model, its workers and its queue."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -66,6 +67,15 @@ class Engine(Protocol):
             Overloaded: It would not be answered in time.
             DeadlineExceeded: Its deadline passed while it waited.
             ServeError: The workers failed.
+        """
+        ...
+
+    async def apply(self, path: Path) -> int:
+        """Apply a delta; its sequence number.
+
+        Raises:
+            ExportError: It does not follow the last one, or does not fit; nothing has changed.
+            ServeError: No worker could take it.
         """
         ...
 

@@ -37,6 +37,7 @@ from fastdlrm.serve.route_table import all_routes
 from fastdlrm.serve.served import Engine, Observer
 from fastdlrm.serve.status import Status, StatusReader
 from fastdlrm.serve.transport import HttpServer, http_config, listen, tls_files
+from fastdlrm.serve.watch import Watcher
 
 TICK_S = 0.1
 TICKS_A_SECOND = 10
@@ -117,6 +118,7 @@ class Server:
             self.http_port = listener.getsockname()[1]
             serving = asyncio.create_task(self._http.serve(sockets=[listener]))
             ticking = asyncio.create_task(self._tick())
+            watching: asyncio.Task[None] | None = None
             try:
                 await self._start_grpc()
                 self._log(
@@ -128,11 +130,14 @@ class Server:
                     config=to_tree(config),
                 )
                 await self._start_models()
+                watching = self._watching()
                 self._be_ready(time.perf_counter() - began)
                 await self._until_told(serving)
                 await self._leave()
             finally:
                 self.state, self._backend.accepts = "draining", False
+                if watching is not None:
+                    watching.cancel()
                 await self._drain(serving)
                 ticking.cancel()
                 await self._repository.stop()
@@ -169,6 +174,13 @@ class Server:
             for task in (loading, ending):
                 task.cancel()
             await asyncio.gather(loading, ending, return_exceptions=True)
+
+    def _watching(self) -> "asyncio.Task[None] | None":
+        """Follows the repository from now on, if the config says so."""
+        every_s = self._config.watch.every_s
+        if not every_s:
+            return None
+        return asyncio.create_task(Watcher(self._repository, self._log).run(every_s))
 
     def _be_ready(self, took_s: float) -> None:
         gc.collect()

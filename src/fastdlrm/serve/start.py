@@ -30,6 +30,7 @@ class Served:
         self.examples: Sequence[Mapping[str, Any]] = engine.examples
         self.num_rows = signature.num_rows
         self.submit = engine.submit
+        self.apply = engine.apply
         self._engine = engine
 
     def state(self) -> EngineState:
