@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fastdlrm.errors import ConfigError, DataError, LoadError
@@ -232,8 +235,6 @@ def test_rows_of_files(quick, tmp_path):
     with pa.ipc.new_stream(str(stream), table.schema) as writer:
         writer.write_table(table)
     lines.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
-    import pyarrow.parquet as pq
-
     pq.write_table(table, tmp_path / "r.parquet")
     for path in (arrow, stream, lines, tmp_path / "r.parquet"):
         result = run(plan_of(quick, rows=str(path), duration_s=0.2))
@@ -273,3 +274,9 @@ def test_percentiles_are_those_of_the_queue_for_this_schedule():
             percentile(latency, level), rel=0.02
         )
     assert result.latency_ms.mean == pytest.approx(latency.mean(), rel=0.02)
+
+
+def test_load_imports_no_torch():
+    code = "import sys, fastdlrm.load.search, fastdlrm.load.loadgen; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
