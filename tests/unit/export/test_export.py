@@ -224,3 +224,26 @@ def test_a_copy_elsewhere_is_the_same_model(model, tmp_path):
     copied = ExportedModel.load(tmp_path / "copy")
     rows = copied.warmup_rows()
     assert np.array_equal(copied.predict_raw(rows), model.predict_raw(rows))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tables", "mlp"), [("fp32", "fp32"), ("bf16", "bf16"), ("int8", "fp32")])
+def test_a_gpu_scores_alike(source, tmp_path, tables, mlp):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    export(source, ExportOptions(name="ctr", tables=tables, mlp=mlp), tmp_path / "model")
+    there = ExportedModel.load(tmp_path / "model", device="cuda")  # golden scores within rounding
+    here = ExportedModel.load(tmp_path / "model")
+    there.warm(300)
+    rows = here.warmup_rows()
+    tolerance = 1e-5 if mlp == "fp32" else 0.02
+    for size in (1, 100, 1000):
+        batch = here.encode(rows.slice(0, size))
+        np.testing.assert_allclose(there.predict(batch), here.predict(batch), atol=tolerance)
+    table = next(iter(source.model.tables.state_tensors()))
+    fresh = np.full((2, source.config.embedding_dim), 0.5, np.float32)
+    delta = Delta(table, np.array([2, 3]), fresh, 1, 0.0)
+    here.apply(delta)
+    there.apply(delta)
+    batch = here.encode(rows)
+    np.testing.assert_allclose(there.predict(batch), here.predict(batch), atol=tolerance)
