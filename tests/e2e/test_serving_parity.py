@@ -211,6 +211,14 @@ def test_rows_hold_what_training_never_saw(trained):
     assert missing
 
 
+def test_white_space_around_a_text_is_no_part_of_it_as_in_the_log(trained, answering):
+    columns = {
+        name: [f"\t {text} " if row % 3 else text for row, text in enumerate(texts)]
+        for name, texts in trained.columns.items()
+    }
+    np.testing.assert_array_equal(asked(answering, [columns_body(columns)]), trained.scores)
+
+
 def test_numbers_may_come_as_numbers(trained, answering):
     body = columns_body(trained.columns)
     for tensor in body["inputs"]:

@@ -108,7 +108,10 @@ class ExportedModel:
         )
         vocabularies = VocabularyIndex.open(folder / INDEX, encoding)
         self._encoder = Encoder(schema, encoding, vocabularies.tables())
-        self.encoder = RequestEncoder(schema, encoding, manifest.missing, vocabularies)
+        is_text = manifest.config["source"]["format"] == "csv"
+        self.encoder = RequestEncoder(
+            schema, encoding, manifest.missing, vocabularies, trims=is_text
+        )
 
     @classmethod
     def load(

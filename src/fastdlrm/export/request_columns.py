@@ -29,6 +29,7 @@ from fastdlrm.export.request_kernels import (
     STRING,
     VOCABULARY,
     find_text,
+    has_white_ends,
     write_bucket_ids,
     write_integer_ids,
     write_text_ids,
@@ -67,6 +68,8 @@ class CompiledColumns:
         missing: Sequence[str],
         index: VocabularyIndex,
         datatypes: Mapping[str, str],
+        *,
+        trims: bool = False,
     ) -> None:
         """Choose the features.
 
@@ -76,7 +79,10 @@ class CompiledColumns:
             missing: Texts that stand for a missing value.
             index: The vocabularies.
             datatypes: Of each column.
+            trims: Whether white space around a text is no part of it; such a text is left to the
+                path of `prepare`.
         """
+        self._trims = trims
         kinds = {f.name: _kind(f, datatypes[f.column]) for f in schema.sparse}
         of = {
             kind: [(at, f) for at, f in enumerate(schema.sparse) if kinds[f.name] == kind]
@@ -152,7 +158,7 @@ class CompiledColumns:
             ):
                 return False
         if self._texts:
-            gathered = _gathered(inputs, self._texts, start, stop)
+            gathered = self._gathered(inputs, self._texts, start, stop)
             if gathered is None or not write_text_ids(
                 *gathered,
                 self._text_kinds,
@@ -168,6 +174,12 @@ class CompiledColumns:
         values = np.concatenate(columns, dtype=np.int64)
         starts = _starts(columns)
         return write_integer_ids(values, starts, self._integer_places, self._vocabulary, ids)
+
+    def _gathered(
+        self, inputs: Mapping[str, WireTensor], columns: Sequence[str], start: int, stop: int
+    ) -> Gathered | None:
+        found = _gathered(inputs, columns, start, stop)
+        return None if found is None or (self._trims and has_white_ends(*found)) else found
 
     def _numbers(
         self, inputs: Mapping[str, WireTensor], start: int, stop: int
@@ -190,7 +202,7 @@ class CompiledColumns:
         stop: int,
         numbers: NDArray[np.float64],
     ) -> bool:
-        gathered = _gathered(inputs, self._number_texts, start, stop)
+        gathered = self._gathered(inputs, self._number_texts, start, stop)
         if gathered is None:
             return False
         data, _, counts = gathered

@@ -78,6 +78,8 @@ class RequestEncoder:
         encoding: Encoding,
         missing: Sequence[str],
         vocabularies: VocabularyIndex,
+        *,
+        trims: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -86,7 +88,9 @@ class RequestEncoder:
             encoding: What was fitted.
             missing: Texts that stand for a missing value.
             vocabularies: Of the tables that have one.
+            trims: Whether white space around a value's text is no part of it, as in a text file.
         """
+        self._trims = trims
         self._schema = schema
         self._encoding = encoding
         self._missing = tuple(missing)
@@ -194,6 +198,7 @@ class RequestEncoder:
                 self._missing,
                 self._vocabularies,
                 dict(zip(self._names, datatypes, strict=True)),
+                trims=self._trims,
             )
             others = self._arrow(columns.others) if columns.others else None
             plan = _Plan(columns, others, self._schema)
@@ -203,7 +208,14 @@ class RequestEncoder:
         return plan
 
     def _arrow(self, features: Sequence[Any]) -> ArrowColumns:
-        return ArrowColumns(features, self._schema, self._encoding, self._missing, self._tables)
+        return ArrowColumns(
+            features,
+            self._schema,
+            self._encoding,
+            self._missing,
+            self._tables,
+            trims=self._trims,
+        )
 
     def _by_rows(self, rows: pa.RecordBatch) -> Encoded:
         """What `prepare` makes of all features."""

@@ -25,6 +25,7 @@ ENCODING, FIRST_KEY, NUM_KEYS, FIRST_SLOT, NUM_SLOTS, MODULUS, FEATURE = range(7
 tables; buckets of a hash, rows of an identity, modulus of a reference (0: none); the row of the
 ids to write."""
 LENGTH_BYTES = 4
+SPACE, TAB, CARRIAGE_RETURN = 0x20, 0x09, 0x0D
 ZERO, NINE, TEN = np.uint64(ord("0")), np.uint64(9), np.uint64(10)
 """What is below ZERO wraps around, and is above NINE too."""
 MAX_MANTISSA = np.uint64(1 << 53)
@@ -82,6 +83,23 @@ def pack_texts(data: Bytes, offsets: NDArray[np.int32], out: Bytes) -> bool:
         size += length
         offsets[i + 1] = size
     return at == len(data)
+
+
+@njit(cache=True, nogil=True)
+def has_white_ends(data: Bytes, starts: Integers, counts: Integers) -> bool:
+    """Whether a text begins or ends with white space; arguments as for `write_text_ids`."""
+    for k in range(len(counts)):
+        at, end = starts[k], starts[k + 1]
+        for _ in range(counts[k]):
+            if at + LENGTH_BYTES > end:
+                return False
+            begin = at + LENGTH_BYTES
+            at = begin + _length(data, at)
+            if at > end:
+                return False
+            if begin < at and (_is_white(data[begin]) or _is_white(data[at - 1])):
+                return True
+    return False
 
 
 @njit(cache=True, nogil=True)
@@ -455,3 +473,9 @@ def _look_up_in(
     table_keys = vocabulary[0][first_key : first_key + place[NUM_KEYS]]
     slots = vocabulary[1][first_slot : first_slot + place[NUM_SLOTS]]
     look_up(keys, table_keys, slots, out)
+
+
+@njit(cache=True, nogil=True)
+def _is_white(byte: np.uint8) -> bool:
+    """What the reader of text files trims."""
+    return bool(byte == SPACE or TAB <= byte <= CARRIAGE_RETURN)
