@@ -1,72 +1,101 @@
-"""A model for workers whose scores are worked out by hand and whose time is planted.
+"""A model for workers whose answers and service times are planted: score = 2 * x + offset.
 
-It scores a row of column `x` with x / 1000 and sleeps as long a batch and a row as the file
-`seconds` of its folder says; a value above 1e6 is refused, 666 kills the worker, 777 keeps it busy
-for ever.
+The "folder" of it is a JSON file: `batch_s` and `row_s` (time a batch takes, slept), `load_s`,
+`load` ("die": the process ends while it loads; "refuse": an ExportError), `lives` (loads that
+succeed before it dies of loading). Values of x that do more than score:
 """
 
+import json
 import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fastdlrm.contracts.payload import pack
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.errors import ExportError, RequestError
 from fastdlrm.serve.messages import Task
+from fastdlrm.serve.query import Query
 
 LOADER = "tests.serving_model:load"
-LIMIT, DEADLY, ENDLESS = 1e6, 666, 777
-
-
-def write_model(folder: Path, batch_s: float = 0.0, row_s: float = 0.0) -> Path:
-    """A folder that `load` takes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "seconds").write_text(f"{batch_s} {row_s}")
-    return folder
+WRONG, FAULT, BATCH_FAULT, POISON, HANG, SHORT = -1.0, -2.0, -3.0, -4.0, -5.0, -6.0
+"""RequestError of its part; an error of encoding; of scoring; death of the worker; a hang; too few
+scores."""
 
 
 def load(task: Task) -> "PlantedModel":
-    """See `fastdlrm.serve.loading`."""
-    path = Path(task.folder) / "seconds"
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
-    return PlantedModel(*map(float, path.read_text().split()))
+    plan = json.loads(Path(task.folder).read_text())
+    time.sleep(plan.get("load_s", 0.0))
+    if plan.get("load") == "refuse":
+        raise ExportError(f"{task.folder}: golden row 3 scores otherwise")
+    if "lives" in plan:
+        counter = Path(task.folder).with_suffix(".loads")
+        with counter.open("a") as file:
+            file.write("x")
+        if counter.stat().st_size > plan["lives"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    if plan.get("load") == "die":
+        os._exit(3)
+    return PlantedModel(plan)
 
 
 class PlantedModel:
-    """Scores x / 1000, plus a delta's number."""
+    examples = ({"x": "1.5"}, {"x": None})
 
-    examples: Sequence[Mapping[str, Any]] = ({"x": 1.0},)
-
-    def __init__(self, batch_s: float, row_s: float) -> None:
-        self._batch_s, self._row_s = batch_s, row_s
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._batch_s = plan.get("batch_s", 0.0)
+        self._row_s = plan.get("row_s", 0.0)
+        self._offset = 0.0
         self._sequence = 0
 
-    def warm(self, max_rows: int) -> Sequence[tuple[int, float]]:
-        return [(rows, self._batch_s + self._row_s * rows) for rows in (1, max_rows)]
+    def warm(self, max_rows: int) -> list[tuple[int, float]]:
+        sizes = (1, max(max_rows // 2, 1), max_rows)
+        return [(rows, self._batch_s + rows * self._row_s + 1e-5) for rows in sizes]
 
-    def encode(self, inputs: Mapping[str, WireTensor], start: int, stop: int) -> NDArray[Any]:
-        x = inputs["x"].values()[start:stop].copy()
-        if (x > LIMIT).any():
-            raise RequestError(f"x is {x.max():g}; {LIMIT:g} is the most")
+    def encode(self, inputs: dict[str, WireTensor], start: int, stop: int) -> np.ndarray:
+        x = inputs["x"].values()[start:stop]
+        if WRONG in x:
+            raise RequestError(f"row {start}: {WRONG} is out of range; correct the row")
+        if FAULT in x:
+            raise KeyError("planted")
         return x
 
-    def predict(self, parts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    def predict(self, parts: list[np.ndarray]) -> np.ndarray:
         x = np.concatenate(parts)
-        if (x == DEADLY).any():
-            os._exit(3)
-        if (x == ENDLESS).any():
+        if self._batch_s or self._row_s:
+            time.sleep(self._batch_s + len(x) * self._row_s)
+        if POISON in x:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if HANG in x:
             time.sleep(3600)
-        time.sleep(self._batch_s + self._row_s * len(x))
-        return (x / 1000 + self._sequence).astype(np.float32)
+        if BATCH_FAULT in x:
+            raise ArithmeticError("planted too")
+        scores = (2 * x + self._offset).astype(np.float32)
+        return scores[1:] if SHORT in x else scores
 
     def apply(self, path: Path) -> tuple[int, float]:
-        sequence = int(path.read_text())
-        if sequence != self._sequence + 1:
-            raise ExportError(f"delta {sequence} after {self._sequence}")
-        self._sequence = sequence
-        return sequence, time.time()
+        delta = json.loads(path.read_text())
+        if delta["sequence"] != self._sequence + 1:
+            raise ExportError(f"delta {delta['sequence']} after {self._sequence}")
+        if delta.get("die"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._sequence, self._offset = delta["sequence"], delta["offset"]
+        return self._sequence, delta["created_s"]
+
+
+def query_of(*values: float, within_s: float = 30.0, priority: int = 0) -> Query:
+    """A query of these rows."""
+    return query_of_rows(np.array(values, np.float32), within_s=within_s, priority=priority)
+
+
+def query_of_rows(x: np.ndarray, *, within_s: float = 30.0, priority: int = 0) -> Query:
+    """A query of these rows, with time until an answer is of use."""
+    return Query(
+        num_rows=len(x),
+        payload=pack({"x": WireTensor.from_array(x)}),
+        deadline_s=time.monotonic() + within_s,
+        priority=priority,
+    )
