@@ -7,6 +7,7 @@ Shapes: B batch.
 """
 
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,10 @@ from fastdlrm.contracts.exported import (
     SCORE,
     CompiledKind,
     ExportedManifest,
-    Machine,
     MlpDtype,
     ProgramKind,
 )
 from fastdlrm.contracts.manifest import MANIFEST, read_manifest, verify_files
-from fastdlrm.contracts.processor import processor_name
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.data.config import SourceConfig
@@ -38,7 +37,7 @@ from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
 from fastdlrm.export.graphs import GraphedPredictor
-from fastdlrm.export.programs import DenseProgram, load_program, require_machine
+from fastdlrm.export.programs import DenseProgram, load_program, machine, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
@@ -280,20 +279,24 @@ class ExportedModel:
             self._tables.weight.index_copy_(0, places.to(self.device), rows.to(self.device))
         self.sequence = delta.sequence
 
-    def warm(self, max_rows: int) -> None:
-        """Score batches of 1, 2, 4, .. `max_rows` rows, so that none is the first of its size."""
-        inputs = request_inputs(self.warmup_rows())
-        most = self.encoder.num_rows(inputs)
-        size = 1
-        while size <= max_rows:
-            parts = [self.encoder.encode(inputs, 0, min(size, most))] * -(-size // most)
-            self.predict(RequestEncoder.join(parts))
-            size *= 2
+    def warm(self, max_rows: int) -> list[tuple[int, float]]:
+        """Score requests of 1, 2, 4, .. `max_rows` rows of text, so that none is the first.
 
-
-def machine() -> Machine:
-    """This machine, as far as the last bits of a score depend on it."""
-    return Machine(cpu=processor_name(), torch=str(torch.__version__))
+        Returns:
+            Rows, and seconds to encode and score them the second time.
+        """
+        self.encoder.warm()
+        rows = self.warmup_rows()
+        measured = []
+        sizes = {2**power for power in range(max_rows.bit_length())}
+        for size in sorted({*sizes, max_rows}):
+            inputs = request_inputs(rows.take(pa.array(np.arange(size) % rows.num_rows)))
+            for _ in range(2):
+                started = perf_counter()
+                self.predict(RequestEncoder.join([self.encoder.encode(inputs, 0, size)]))
+                took_s = perf_counter() - started
+            measured.append((size, took_s))
+        return measured
 
 
 def request_inputs(rows: pa.RecordBatch) -> dict[str, WireTensor]:

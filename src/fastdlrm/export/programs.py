@@ -33,6 +33,11 @@ BATCHES = (1, 7, 16, 100)
 INPUTS, OUTPUT = ("dense", "pooled"), "logit"
 
 
+def machine() -> Machine:
+    """This machine, as far as machine code and the last bits of a score depend on it."""
+    return Machine(cpu=processor_name(), torch=str(torch.__version__))
+
+
 def build_program(
     kind: CompiledKind, folder: Path, model: DLRM, dense: Tensor, pooled: Tensor
 ) -> Program:
@@ -65,7 +70,7 @@ def build_program(
     return Program(
         kind=kind,
         file=FILES[kind],
-        machine=Machine(cpu=processor_name(), torch=str(torch.__version__)),
+        machine=machine(),
         max_logit_difference=float(difference),
         max_batch_difference=float(max(moved)),
     )
@@ -93,7 +98,7 @@ def require_machine(program: Program) -> None:
     Raises:
         ExportError: It was compiled for another processor or another torch.
     """
-    here = Machine(cpu=processor_name(), torch=str(torch.__version__))
+    here = machine()
     if program.kind == "aoti" and program.machine != here:
         raise ExportError(
             f"{program.file}: compiled for {program.machine.cpu}, torch {program.machine.torch}; "

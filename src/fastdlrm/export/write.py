@@ -42,8 +42,8 @@ from fastdlrm.data.rows import Rows
 from fastdlrm.data.write import new_folder
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import fit_calibration, probabilities
-from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, machine, write_rows
-from fastdlrm.export.programs import build_program
+from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, write_rows
+from fastdlrm.export.programs import build_program, machine
 from fastdlrm.export.sample_rows import draw_rows
 from fastdlrm.export.tables import row_bytes, write_tables
 from fastdlrm.export.vocabulary_index import INDEX, write_index

@@ -20,7 +20,6 @@ from fastdlrm.kernels.lookup import Pooling, pooled_lookup
 QuantizedDtype = Literal["int8", "int4"]
 
 _TAIL_BYTES = {"int8": 2, "int4": 4}
-_LARGEST_CODE = {"int8": 127, "int4": 15}
 
 
 def quantized_row_bytes(dtype: QuantizedDtype, dim: int) -> int:

@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.delta import read_delta
-from fastdlrm.export.model import ExportedModel, request_inputs
+from fastdlrm.export.model import ExportedModel
 from fastdlrm.serve.messages import Task
 
 NUM_EXAMPLES = 8
@@ -41,25 +39,13 @@ class ServedExport:
     def __init__(self, model: ExportedModel) -> None:
         self._model = model
         self._encoder = model.encoder
-        rows = model.warmup_rows()
-        self._warmup = rows
-        self.examples: Sequence[Mapping[str, Any]] = rows.slice(0, NUM_EXAMPLES).to_pylist()
+        examples = model.warmup_rows().slice(0, NUM_EXAMPLES)
+        self.examples: Sequence[Mapping[str, Any]] = examples.to_pylist()
         self.encode = self._encoder.encode
 
     def warm(self, max_rows: int) -> Sequence[tuple[int, float]]:
-        """Score 1, 2, 4, .. `max_rows` rows of text, twice each: rows and seconds of the second."""
-        self._encoder.warm()
-        measured = []
-        sizes = [2**power for power in range(max_rows.bit_length())]
-        for size in sorted({*sizes, max_rows}):
-            places = pa.array(np.arange(size) % self._warmup.num_rows)
-            inputs = request_inputs(self._warmup.take(places))
-            for _ in range(2):
-                started = perf_counter()
-                self.predict([self.encode(inputs, 0, size)])
-                took_s = perf_counter() - started
-            measured.append((size, took_s))
-        return measured
+        """Score requests of all sizes: rows, and seconds each took once warm."""
+        return self._model.warm(max_rows)
 
     def predict(self, parts: Sequence[Any]) -> NDArray[np.float32]:
         """Scores of the rows of all parts, in order, shape (B,)."""
