@@ -358,9 +358,7 @@ class Engine:
         entry = pending.entry
         self._batcher.complete(entry, now)
         if now >= entry.deadline_s:
-            self._num_failed += 1
-            if not pending.future.done():
-                pending.future.set_exception(self._too_late(entry, now))
+            self._fail(entry, self._too_late(entry, now))
             return
         self._num_answered += 1
         if not pending.future.done():
