@@ -206,15 +206,25 @@ class Repository:
         why = f" ({version.reason})" if version is not None and version.reason else ""
         raise NotFound(f"{asked} is not served{why}; served: {', '.join(served) or 'none'}")
 
+    async def refresh(self) -> None:
+        """Look for versions on disk without holding up the event loop.
+
+        Raises:
+            ExportError: There is none any more.
+        """
+        self._register(await asyncio.to_thread(find_versions, self._root))
+
     def current(self, name: str) -> str:
-        """Number of the version that should serve, as the disk says now.
+        """Number of the version that should serve, of those found so far.
 
         Raises:
             NotFound: There is no such model.
         """
         self._known(name)
-        self._scan()
-        return self._current(name)
+        pointer = self._root / name / CURRENT
+        if (self._root / MANIFEST).is_file() or not pointer.is_file():
+            return max(self._versions[name], key=int)
+        return pointer.read_text(encoding="utf-8", errors="replace").strip()
 
     def serving(self) -> list[Version]:
         """The versions that answer requests without a number, by name."""
@@ -286,7 +296,7 @@ class Repository:
     def _wanted(self, name: str, number: str) -> Version:
         self._scan()
         versions = self._versions[name]
-        chosen = number or self._current(name)
+        chosen = number or self.current(name)
         if chosen not in versions:
             raise NotFound(
                 f"model {quoted(name)} has no version {quoted(chosen)}; there are "
@@ -294,19 +304,16 @@ class Repository:
             )
         return versions[chosen]
 
-    def _current(self, name: str) -> str:
-        pointer = self._root / name / CURRENT
-        if (self._root / MANIFEST).is_file() or not pointer.is_file():
-            return max(self._versions[name], key=int)
-        return pointer.read_text(encoding="utf-8", errors="replace").strip()
-
     def _scan(self) -> dict[str, dict[str, Version]]:
         """Look for versions on disk; those known stay as they are."""
-        for name, number, folder in find_versions(self._root):
+        self._register(find_versions(self._root))
+        return self._versions
+
+    def _register(self, found: list[tuple[str, str, Path]]) -> None:
+        for name, number, folder in found:
             known = self._versions.setdefault(name, {})
             if number not in known:
                 known[number] = Version(name, number, folder)
-        return self._versions
 
 
 def find_versions(root: Path) -> list[tuple[str, str, Path]]:

@@ -40,6 +40,11 @@ class Watcher:
 
     async def look(self) -> None:
         """Follow what has changed since the last look; what cannot be followed is logged."""
+        try:
+            await self._repository.refresh()
+        except (FastDLRMError, OSError) as problem:
+            self._log("not_followed", level="error", problem=str(problem))
+            return
         for version in self._repository.serving():
             try:
                 await self._follow_pointer(version.name)
@@ -48,7 +53,7 @@ class Watcher:
                 self._log("not_followed", level="error", model=version.name, problem=str(problem))
 
     async def _follow_pointer(self, name: str) -> None:
-        pointer = await asyncio.to_thread(self._repository.current, name)
+        pointer = self._repository.current(name)
         before = self._pointers.get(name)
         self._pointers[name] = pointer
         serving = self._repository.get(name)
