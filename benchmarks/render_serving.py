@@ -1,9 +1,8 @@
 """The tables of the docs that tell of exported models and their server."""
 
-import json
 from typing import Any
 
-from results_file import RESULTS
+from results_file import RESULTS, load, where
 
 PEER_WORDS = (
     "Queries of 100 candidates of the dim-16 Criteo shape arrive as a Poisson process; capacity "
@@ -20,20 +19,20 @@ def export_precision() -> str:
     ]
     names = sorted(path.stem for path in RESULTS.glob("export-precision-*.json"))
     for name in names:
-        for precision, found in _load(name)["result"].items():
+        for precision, found in load(name)["result"].items():
             tables, mlp = precision.split("/")
             lines.append(
                 f"| {name.removeprefix('export-precision-')} | {tables} | {mlp} "
                 f"| {found['times_smaller']:.2f}x | {found['largest_auc_change']:+.6f} "
                 f"| {found['largest_ne_change']:+.4%} |"
             )
-    where = " ".join(dict.fromkeys(map(_where, names)))
-    return "\n".join([*lines, "", f"Against the float32 model of the same seed. {where}"])
+    machines = " ".join(dict.fromkeys(map(where, names)))
+    return "\n".join([*lines, "", f"Against the float32 model of the same seed. {machines}"])
 
 
 def serving_variants() -> str:
     """Capacity and latency of each way of computing."""
-    content = _load("serving-variants")
+    content = load("serving-variants")
     lines = [
         "| tables | MLPs | program | AUC | capacity, queries/s | p50 ms | p99 ms at half of it |",
         "|---|---|---|---|---|---|---|",
@@ -43,12 +42,12 @@ def serving_variants() -> str:
         f"| {row['capacity_qps']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
         for row in content["samples"]
     ]
-    return "\n".join([*lines, "", _load_words(content), _where("serving-variants")])
+    return "\n".join([*lines, "", _load_words(content), where("serving-variants")])
 
 
 def serving_peers() -> str:
     """Other servers of the same model."""
-    content = _load("serving-peers")
+    content = load("serving-peers")
     best = max(s["capacity_qps"] for s in content["samples"] if s["server"] != "fastdlrm")
     lines = [
         "| server | body | capacity, queries/s | against the best other | p50 ms | p99 ms |",
@@ -60,12 +59,12 @@ def serving_peers() -> str:
             f"| {row['server']} | {row['body']} | {row['capacity_qps']:,.0f} "
             f"| {row['capacity_qps'] / best:.1f}x | {' | '.join(latency)} |"
         )
-    return "\n".join([*lines, "", PEER_WORDS, _where("serving-peers")])
+    return "\n".join([*lines, "", PEER_WORDS, where("serving-peers")])
 
 
 def serving_overload() -> str:
     """Twice the capacity, and versions swapped under load."""
-    over, swap = _load("serving-overload")["result"], _load("serving-swap")["result"]
+    over, swap = load("serving-overload")["result"], load("serving-swap")["result"]
     memory = over["memory_mib"]
     refused = ", ".join(f"{count:,} {kind}" for kind, count in over["failures"].items())
     quiet, with_swaps = swap["without"], swap["with_swaps"]
@@ -85,7 +84,7 @@ def serving_overload() -> str:
         f"| {quiet['latency_ms']['p99']:.2f}, {with_swaps['latency_ms']['p99']:.2f} ms |",
         f"| requests that failed while {len(swap['swaps'])} versions were swapped | {failed} |",
     ]
-    return "\n".join([*lines, "", _where("serving-overload")])
+    return "\n".join([*lines, "", where("serving-overload")])
 
 
 def _load_words(content: dict[str, Any]) -> str:
@@ -95,13 +94,3 @@ def _load_words(content: dict[str, Any]) -> str:
         f"Poisson process; capacity is the highest rate with p99 within {config['sla_ms']:g} ms; "
         f"{config['workers']} workers; the generator runs on the same cores."
     )
-
-
-def _load(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return content
-
-
-def _where(name: str) -> str:
-    host = _load(name)["host"]
-    return f"{host['cpu']}, {host['cores']} cores, {host['date']}, commit {host['commit']}."

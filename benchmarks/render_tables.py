@@ -3,14 +3,13 @@
 With --check nothing is written, and the exit status says whether all are up to date.
 """
 
-import json
 import re
 import statistics
 import sys
 from typing import Any
 
 from render_serving import export_precision
-from results_file import RESULTS, ROOT
+from results_file import RESULTS, ROOT, load, where
 from simulate_scaling import machines, scaling, scaling_check, scaling_ranks
 
 SHAPES_ON_A_CPU = {"criteo-kaggle-1m": "b", "mlperf-100k": "c", "rmc2-small": "d"}
@@ -40,12 +39,6 @@ YARDSTICKS = {
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    """One result file."""
-    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return content
-
-
 def accuracy() -> str:
     """Test metrics on public data."""
     lines = [
@@ -62,7 +55,7 @@ def accuracy() -> str:
         cells = [preset, shown("auc"), shown("log_loss"), shown("calibration"), others]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    lines.append(f"Means and standard deviations over five seeds. {_where('accuracy-adult')}")
+    lines.append(f"Means and standard deviations over five seeds. {where('accuracy-adult')}")
     return "\n".join(lines)
 
 
@@ -78,7 +71,7 @@ def pipeline() -> str:
     lines.append("")
     lines.append(
         "Medians of whole runs on 2 M rows of gzipped TSV in 4 files; `prepare --memory 1GiB`. "
-        + " ".join(dict.fromkeys(map(_where, stages)))
+        + " ".join(dict.fromkeys(map(where, stages)))
     )
     return "\n".join(lines)
 
@@ -100,13 +93,13 @@ def prepare_scale() -> str:
         "",
         f"`--memory {settings['memory']} --workers {settings['workers']}`, 8 files, gzip.",
     ]
-    lines[-1] += " Memory is that of all processes. " + _where("prepare-scale")
+    lines[-1] += " Memory is that of all processes. " + where("prepare-scale")
     if (RESULTS / "prepare-kills.json").is_file():
         kills = load("prepare-kills")["result"]
         same = "the same bytes" if kills["is_same"] else "OTHER BYTES"
         lines[-1] += (
             f" Killed {kills['num_kills']} times and started again: {same} in "
-            f"{kills['num_files']} files. {_where('prepare-kills')}"
+            f"{kills['num_files']} files. {where('prepare-kills')}"
         )
     return "\n".join(lines)
 
@@ -132,7 +125,7 @@ def train_cuda() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
-    lines.append(_where("train-cuda-criteo-terabyte-10m-8192-bf16"))
+    lines.append(where("train-cuda-criteo-terabyte-10m-8192-bf16"))
     return "\n".join(lines)
 
 
@@ -169,7 +162,7 @@ def parallel() -> str:
             f"{alone['exposed_ms']:.3f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", _where("parallel-cuda-criteo-terabyte-10m-2x8192-bf16")]
+    lines += ["", where("parallel-cuda-criteo-terabyte-10m-2x8192-bf16")]
     return "\n".join(lines)
 
 
@@ -190,7 +183,7 @@ def parallel_cpu() -> str:
                 f"{found['off_measured']:+.0%}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _where(name)])
+    return "\n".join([*lines, "", where(name)])
 
 
 def plans() -> str:
@@ -220,7 +213,7 @@ def fed() -> str:
             f"| {batch:,} | {resident:.1f} | {read:.1f} | {median[f'share.{batch}']:.1%} |"
         )
     lines.append("")
-    lines.append("Whole epochs of 12 M rows, page cache warm. " + _where("fed-cuda"))
+    lines.append("Whole epochs of 12 M rows, page cache warm. " + where("fed-cuda"))
     return "\n".join(lines)
 
 
@@ -235,7 +228,7 @@ def precision() -> str:
     lines.append("")
     lines.append(
         "Mean difference of test AUC and its 95 % interval over five seeds. "
-        + " ".join(dict.fromkeys(map(_where, names)))
+        + " ".join(dict.fromkeys(map(where, names)))
     )
     return "\n".join(lines)
 
@@ -252,7 +245,7 @@ def cpu_train() -> str:
             plain = result["ms_by_system"][f"plain{rule.replace('-', '_')}_ms"]
             label = f"{SHAPES_ON_A_CPU[shape]}, B={batch}" + (", row-wise Adagrad" if rule else "")
             lines.append(_cpu_line(label, precision, result, plain))
-    lines += ["", _where(f"train-cpu-{shape}-{batch}-fp32{rule}")]
+    lines += ["", where(f"train-cpu-{shape}-{batch}-fp32{rule}")]
     return "\n".join(lines)
 
 
@@ -266,7 +259,7 @@ def cpu_inference() -> str:
             label = f"{SHAPES_ON_A_CPU[shape]}, B={batch}"
             plain = result["ms_by_system"]["plain_ms"]
             lines.append(_cpu_line(label, precision, result, plain))
-    lines += ["", _where(name)]
+    lines += ["", where(name)]
     return "\n".join(lines)
 
 
@@ -275,12 +268,6 @@ def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) 
     cells = [label, precision, f"{ms:.2f}", f"{plain:.2f}", f"{plain / ms:.2f}"]
     cells += [f"{result['share_of_floor']:.0%}", f"{result['quiet_rounds']}/{result['rounds']}"]
     return f"| {' | '.join(cells)} |"
-
-
-def _where(name: str) -> str:
-    host = load(name)["host"]
-    machine = host.get("gpu") or f"{host['cpu']}, {host['cores']} cores"
-    return f"{machine}, {host['date']}, commit {host['commit']}."
 
 
 TABLES = {

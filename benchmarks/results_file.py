@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastdlrm import __version__
+from fastdlrm.contracts.processor import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,18 +34,12 @@ def host() -> dict[str, Any]:
 
     The commit is what GIT_COMMIT says, where the code is a copy of a checkout, or the checkout's.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.is_file() else [])
-        if line.startswith("model name")
-    ]
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     return {
         **gpu(),
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": processor_name() or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": platform.system(),
@@ -54,6 +49,19 @@ def host() -> dict[str, Any]:
         "commit": os.environ.get("GIT_COMMIT", commit.stdout.strip()),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def load(name: str) -> dict[str, Any]:
+    """One result file."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def where(name: str) -> str:
+    """Machine, date and commit of a result, as a sentence."""
+    host = load(name)["host"]
+    machine = host.get("gpu") or f"{host['cpu']}, {host['cores']} cores"
+    return f"{machine}, {host['date']}, commit {host['commit']}."
 
 
 def write(

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from fastdlrm.contracts.schema import MISSING, OUT_OF_VOCABULARY
+from fastdlrm.contracts.schema import FIRST_ID, MISSING, OUT_OF_VOCABULARY
+from fastdlrm.data.vocabulary import read_keys
 from fastdlrm.train.run import Run
 
 Columns = Mapping[str, Sequence[Any]]
@@ -38,7 +38,13 @@ class PlainScorer:
             raise SystemExit(f"{folder}: made for single hex ids and log1p numbers")
         self.columns = [f.column for f in (*self.dense, *self.sparse)]
         self.vocabularies = [
-            _vocabulary(folder / encoding.tables[f.table].vocabulary) for f in self.sparse
+            {
+                key: row
+                for row, key in enumerate(
+                    read_keys(folder, encoding.tables[f.table]).tolist(), start=FIRST_ID
+                )
+            }
+            for f in self.sparse
         ]
         model = run.load_model()
         self.bottom, self.top = model.bottom_mlp, model.top_mlp
@@ -89,9 +95,3 @@ def _log1p(number: float) -> float:
 
 def _is_missing(value: Any) -> bool:
     return value is None or value == ""
-
-
-def _vocabulary(path: Path) -> dict[int, int]:
-    with pa.memory_map(str(path)) as file:
-        keys = pa.ipc.open_file(file).read_all()["key"].to_pylist()
-    return {key: row for row, key in enumerate(keys, start=MISSING + 1)}
