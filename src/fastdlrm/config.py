@@ -35,10 +35,30 @@ def load_config(name: str, kind: type[ConfigT], overrides: Sequence[str] = ()) -
         ConfigError: The file cannot be read, or a key or value is wrong.
     """
     where, content = _read(name)
-    try:
-        tree = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{where}: not TOML: {problem}") from problem
+    tree = _parsed(content, where)
+    for override in overrides:
+        _apply(tree, override)
+    return from_tree(tree, kind, where)
+
+
+def load_over_defaults(
+    name: str | None, kind: type[ConfigT], overrides: Sequence[str] = ()
+) -> ConfigT:
+    """A config whose keys all have defaults: what a file says goes over them, overrides go last.
+
+    Args:
+        name: As in `load_config`; None for no file.
+        kind: The config's type.
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or value is wrong.
+    """
+    tree = to_tree(kind())
+    where = "config"
+    if name is not None:
+        where, content = _read(name)
+        _merge(tree, _parsed(content, where), where)
     for override in overrides:
         _apply(tree, override)
     return from_tree(tree, kind, where)
@@ -65,6 +85,24 @@ def to_tree(config: msgspec.Struct) -> dict[str, Any]:
     """A config as plain dicts, lists, strings and numbers; `from_tree` turns it back."""
     tree: dict[str, Any] = msgspec.to_builtins(config)
     return tree
+
+
+def _parsed(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{where}: not TOML: {problem}") from problem
+
+
+def _merge(tree: dict[str, Any], found: dict[str, Any], where: str) -> None:
+    """Put what a file says into the defaults, section by section."""
+    for key, value in found.items():
+        if key in tree and isinstance(tree[key], dict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {key} is {value!r}; it is a section: write [{key}]")
+            _merge(tree[key], value, where)
+        else:
+            tree[key] = value
 
 
 def _read(name: str) -> tuple[str, bytes]:

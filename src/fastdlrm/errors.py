@@ -7,6 +7,7 @@
     ├── CheckpointError   a checkpoint is missing, damaged or of another model
     ├── ExportError       an exported model cannot be written or read
     ├── ServeError        a server cannot start, or failed on a right request
+    ├── LoadError         a load run could not be made
     └── RequestError      a prediction request cannot be answered
         ├── NotFound          it names a model or version that is not served
         ├── Overloaded        it would not be answered in time: try later
@@ -42,6 +43,10 @@ class ExportError(FastDLRMError):
 
 class ServeError(FastDLRMError):
     """A server cannot start, or failed on a right request."""
+
+
+class LoadError(FastDLRMError):
+    """A load run could not be made: no server, refused requests, or a generator that broke."""
 
 
 class RequestError(FastDLRMError):

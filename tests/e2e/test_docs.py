@@ -1,6 +1,7 @@
 """What the documentation tells a reader to type works as it stands."""
 
 import re
+import socket
 import subprocess
 import sys
 
@@ -34,6 +35,28 @@ def test_the_guide_to_large_data_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "log"]
     assert re.search(r"^train +[0-9,]+ rows", done.stdout, re.MULTILINE)
+
+
+def test_the_guide_to_exporting_runs(tmp_path):
+    done = run_bash("\n".join(guide_blocks("docs/guides/export.md")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tables int8, MLPs fp32: AUC" in done.stdout
+    assert re.search(r"^deltas +[1-9]", done.stdout, re.MULTILINE)
+
+
+def test_the_guide_to_serving_runs(tmp_path):
+    script = "\n".join(guide_blocks("docs/guides/serving.md"))
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("", 0)) as grpc:
+        ports = {"8000": http.getsockname()[1], "8001": grpc.getsockname()[1]}
+    script = re.sub(r"\b(8000|8001)\b", lambda port: str(ports[port[0]]), script)
+    done = run_bash(f"trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{script}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(re.search(r'"scores":\[([^]]*)\]', done.stdout)[1].split(",")) == 2
+    ranked = [float(score) for score in re.findall(r'"index":\d+,"score":([0-9.e-]+)', done.stdout)]
+    assert len(ranked) == 3
+    assert ranked == sorted(ranked, reverse=True)
+    assert '{"name":"ctr","version":"2","state":"READY","reason":""}' in done.stdout
+    assert '"event":"stopped"' in done.stdout
 
 
 def test_the_readme_names_what_exists():

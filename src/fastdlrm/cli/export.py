@@ -21,6 +21,9 @@ def export(
     name: Annotated[str, typer.Option(help="What requests call the model.")] = "ctr",
     tables: Annotated[str, typer.Option(help="Rows of tables: fp32, bf16, int8, int4.")] = "fp32",
     mlp: Annotated[str, typer.Option(help="Products of the MLPs: fp32, bf16, int8.")] = "fp32",
+    program: Annotated[
+        str, typer.Option(help="What computes after the lookup: eager, onnx, aoti.")
+    ] = "eager",
     calibrate: Annotated[
         str, typer.Option(help="Fit on the validation split: none, platt, isotonic.")
     ] = "none",
@@ -53,6 +56,7 @@ def export(
                 "name": name,
                 "tables": tables,
                 "mlp": mlp,
+                "program": program,
                 "calibrate": calibrate,
                 "negative_rate": negative_rate,
                 "max_auc_drop": max_auc_drop,
@@ -63,7 +67,7 @@ def export(
     except msgspec.ValidationError as problem:
         raise ConfigError(
             f"export: {problem}; --tables fp32, bf16, int8, int4; --mlp fp32, bf16, int8; "
-            "--calibrate none, platt, isotonic"
+            "--program eager, onnx, aoti; --calibrate none, platt, isotonic"
         ) from problem
     opened = Run.open(run)
     splits: dict[str, Any] = {}
@@ -82,7 +86,7 @@ def export(
         schema=opened.manifest.schema,
         encoding=opened.manifest.encoding,
         vocabularies=run,
-        missing=tuple(opened.recipe.data.source.missing),
+        source=opened.recipe.data.source,
         matmul="default" if way is None else way.way,
         step=int(opened.checkpoint_folder(checkpoint).name.removeprefix("step-")),
         run_sha256=sha256_of(run / MANIFEST),

@@ -151,6 +151,14 @@ def core_quota(own_groups: str, root: Path = CGROUPS) -> Fact:
     return Fact(value=min(limits)) if limits else Fact(reason="none is set")
 
 
+def usable_cores(root: Path = CGROUPS) -> int:
+    """Cores' worth of time this process may use: by affinity, and whole ones of its quota."""
+    affinity = _affinity().value or os.cpu_count() or 1
+    quota = _then(_read(Path("/proc/self/cgroup")), partial(core_quota, root=root)).value
+    cores = int(affinity)
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
 def memory_limit(own_groups: str, root: Path = CGROUPS) -> Fact:
     """The least memory limit of this process' cgroup and those above it, in bytes.
 

@@ -17,13 +17,16 @@ from fastdlrm.cli import (
     evaluate,
     export,
     export_binary,
+    export_delta,
     generate,
     inspect,
+    load,
     multihot,
     plan,
     predict,
     prepare,
     random,
+    serve,
     trace,
     train,
 )
@@ -65,6 +68,9 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("export-delta")(export_delta.export_delta)
+app.command("serve")(serve.serve)
+app.command("load")(load.load)
 
 
 def main() -> None:

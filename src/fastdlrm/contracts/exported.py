@@ -2,7 +2,8 @@
 
 MODEL/manifest.json      kind exported, see `ExportedManifest`
 MODEL/tables.bin         rows of all tables, one after the other, see `fastdlrm.export.tables`
-MODEL/vocab/             the vocabularies of the encoding
+MODEL/vocab/             the vocabularies of the encoding, for reading them
+MODEL/vocabularies.index the same as hash tables, to be mapped
 MODEL/mlp.safetensors    the MLPs in float32, whatever they compute in
 MODEL/golden.arrow       raw rows as text, null where missing, and `score`: checked at every load
 MODEL/warmup.arrow       more raw rows: to warm a server with, and for those who test it
@@ -23,6 +24,12 @@ scale and an offset a row."""
 
 MlpDtype = Literal["fp32", "bf16", "int8"]
 """What the products of the MLPs are computed in."""
+
+CompiledKind = Literal["aoti", "onnx"]
+"""aoti: a shared library made by torch's Inductor; onnx: for ONNX Runtime."""
+
+ProgramKind = Literal["eager", "aoti", "onnx"]
+"""What computes the part after the lookup; eager: torch, operator by operator."""
 
 CalibrationKind = Literal["none", "platt", "isotonic"]
 
@@ -74,22 +81,24 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
-    """A compiled form of the MLPs."""
+    """A compiled form of what comes after the lookup, in float32."""
 
-    kind: Literal["aoti", "onnx"]
+    kind: CompiledKind
     file: str
     """Relative to the model."""
-    mlp: MlpDtype
     machine: Machine
-    """It runs where `cpu` and `torch` are the same; ONNX anywhere."""
-    max_rows: int
-    """Of one call."""
+    """aoti runs there alone; onnx anywhere."""
     max_logit_difference: float
     """From the float32 model, over the rows it was checked with."""
+    max_batch_difference: float
+    """Of a row's logit between batches of different sizes; 0 where it depends on the row alone."""
 
 
 class ExportedManifest(Artifact, frozen=True, kw_only=True):
-    """An exported model: all that is needed to score raw rows. `config` has its [model] section."""
+    """An exported model: all that is needed to score raw rows.
+
+    `config` has the sections model (its shape), source (layout of raw files) and export.
+    """
 
     name: str
     """What requests call it."""
@@ -112,4 +121,7 @@ class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """Optimizer steps behind the weights."""
     run_sha256: str
     """Of the run's manifest."""
+    program: ProgramKind = "eager"
+    """What the golden scores were computed with, and what serves unless another is asked for."""
     programs: tuple[Program, ...] = ()
+    """The compiled ones there are."""

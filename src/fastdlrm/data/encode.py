@@ -21,6 +21,7 @@ from fastdlrm.contracts.schema import (
     Schema,
     SparseFeature,
     Table,
+    Transform,
 )
 from fastdlrm.data.features import (
     buffer_view,
@@ -64,11 +65,30 @@ def transformed(
     feature: DenseFeature, numbers: NDArray[np.float64], encoding: Encoding
 ) -> NDArray[np.float32]:
     """A dense feature's numbers as the model sees them; infinite where beyond float32."""
-    if feature.transform == "log1p":
+    if feature.transform != "standardize":
+        return transform_numbers(feature.transform, numbers)
+    statistics = encoding.dense[feature.name]
+    return transform_numbers("standardize", numbers, statistics.mean, statistics.std)
+
+
+def transform_numbers(
+    transform: Transform,
+    numbers: NDArray[np.float64],
+    mean: float | NDArray[np.float64] = 0.0,
+    std: float | NDArray[np.float64] = 1.0,
+) -> NDArray[np.float32]:
+    """Numbers of one feature or of several as the model sees them; infinite beyond float32.
+
+    Args:
+        transform: Of the features.
+        numbers: Of any shape.
+        mean: For "standardize", of a shape that broadcasts to the numbers'.
+        std: As `mean`.
+    """
+    if transform == "log1p":
         numbers = np.log1p(np.maximum(numbers, 0.0))
-    elif feature.transform == "standardize":
-        statistics = encoding.dense[feature.name]
-        numbers = (numbers - statistics.mean) / statistics.std
+    elif transform == "standardize":
+        numbers = (numbers - mean) / std
     with np.errstate(over="ignore"):
         return numbers.astype(np.float32)
 

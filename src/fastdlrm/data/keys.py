@@ -39,6 +39,15 @@ def mixed(keys: Keys) -> Keys:
 
 
 @njit(cache=True, nogil=True)
+def text_key(data: NDArray[np.uint8], begin: int, end: int) -> np.uint64:
+    """`hashing.text_key` of data[begin:end], UTF-8 bytes; for use inside compiled code."""
+    key = _OFFSET
+    for j in range(begin, end):
+        key = (key ^ np.uint64(data[j])) * _PRIME
+    return mix(key)
+
+
+@njit(cache=True, nogil=True)
 def text_keys(offsets: NDArray[np.int32], data: NDArray[np.uint8]) -> Keys:
     """`hashing.text_key` of each text of an Arrow string array.
 
@@ -51,10 +60,7 @@ def text_keys(offsets: NDArray[np.int32], data: NDArray[np.uint8]) -> Keys:
     """
     keys = np.empty(len(offsets) - 1, dtype=np.uint64)
     for i in range(len(keys)):
-        key = _OFFSET
-        for j in range(offsets[i], offsets[i + 1]):
-            key = (key ^ np.uint64(data[j])) * _PRIME
-        keys[i] = mix(key)
+        keys[i] = text_key(data, offsets[i], offsets[i + 1])
     return keys
 
 

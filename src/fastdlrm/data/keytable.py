@@ -23,7 +23,14 @@ class KeyTable:
 
     A slot holds an id, 0 when free, and the key is looked up in the vocabulary itself. Frequent
     keys stand first there, so that slots and the keys that matter fit the cache.
+
+    Attributes:
+        keys: The vocabulary, shape (n,).
+        slots: Shape (num_slots(n),), uint32.
     """
+
+    keys: Keys
+    slots: NDArray[np.uint32]
 
     def __init__(self, keys: Keys) -> None:
         """Build the table.
@@ -31,14 +38,31 @@ class KeyTable:
         Args:
             keys: The vocabulary, distinct, shape (n,); keys[i] gets id i + FIRST_ID.
         """
-        self._keys = keys
-        self._slots = np.zeros(_capacity(2 * len(keys)), dtype=np.uint32)
-        _insert(keys, self._slots)
+        self.keys = keys
+        self.slots = np.zeros(self.num_slots(len(keys)), dtype=np.uint32)
+        _insert(keys, self.slots)
+
+    @classmethod
+    def over(cls, keys: Keys, slots: NDArray[np.uint32]) -> "KeyTable":
+        """A table that was built before, without building it again.
+
+        Args:
+            keys: The vocabulary, shape (n,).
+            slots: Of a table of these keys, shape (num_slots(n),).
+        """
+        table = cls.__new__(cls)
+        table.keys, table.slots = keys, slots
+        return table
+
+    @staticmethod
+    def num_slots(num_keys: int) -> int:
+        """Slots of a table of so many keys."""
+        return _capacity(2 * num_keys)
 
     @staticmethod
     def bytes_for(num_keys: int) -> int:
         """Memory of a table of so many keys, the vocabulary's keys included."""
-        return 4 * _capacity(2 * num_keys) + 8 * num_keys
+        return 4 * KeyTable.num_slots(num_keys) + 8 * num_keys
 
     def write_ids(self, keys: Keys, out: NDArray[np.unsignedinteger]) -> None:
         """Write the id of each key, OUT_OF_VOCABULARY where it has none.
@@ -47,7 +71,7 @@ class KeyTable:
             keys: Shape (n,).
             out: An unsigned type that holds every id, shape (n,).
         """
-        _lookup(keys, self._keys, self._slots, out)
+        look_up(keys, self.keys, self.slots, out)
 
 
 class KeyCounter:
@@ -138,7 +162,8 @@ def _insert(keys: Keys, slots: NDArray[np.uint32]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _lookup(keys: Keys, vocabulary: Keys, slots: NDArray[np.uint32], out: NDArray[Any]) -> None:
+def look_up(keys: Keys, vocabulary: Keys, slots: NDArray[np.uint32], out: NDArray[Any]) -> None:
+    """`KeyTable.write_ids` of a table's vocabulary and slots; for use inside compiled code."""
     mask = np.uint64(len(slots) - 1)
     for i in range(len(keys)):
         key = keys[i]

@@ -19,7 +19,8 @@ _NOT_A_DIGIT = 255
 _DIGITS = np.full(256, _NOT_A_DIGIT, dtype=np.uint8)
 _DIGITS[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
 _DIGITS[np.frombuffer(b"ABCDEF", dtype=np.uint8)] = np.arange(10, 16)
-_SOUND, _MALFORMED, _TOO_LARGE = 0, 1, 2
+SOUND, MALFORMED, TOO_LARGE = 0, 1, 2
+"""What `parse_id` makes of a text."""
 _DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _SHOWN = 40
 """Characters of a value shown in a message."""
@@ -174,12 +175,12 @@ def _ids(values: pa.Array, base: int, wanted: str, limit: str) -> Typed:
     _parse_ids(_offsets(values), text, np.uint64(base), ids, states)
     if values.null_count:
         is_null = _mask(values.is_null())
-        states[is_null] = _SOUND
+        states[is_null] = SOUND
         typed = pa.array(ids, mask=is_null)
     else:
         typed = pa.array(ids)
-    flaws = _flaws(values, states == _MALFORMED, f"is not {wanted}")
-    return typed, flaws | _flaws(values, states == _TOO_LARGE, f"is {limit}")
+    flaws = _flaws(values, states == MALFORMED, f"is not {wanted}")
+    return typed, flaws | _flaws(values, states == TOO_LARGE, f"is {limit}")
 
 
 @njit(cache=True, nogil=True)
@@ -190,34 +191,44 @@ def _parse_ids(
     ids: NDArray[np.uint64],
     states: NDArray[np.uint8],
 ) -> None:
-    """Parse digits of base 10, signed (two's complement), or of base 16, unsigned."""
+    for i in range(len(ids)):
+        ids[i], states[i] = parse_id(data, offsets[i], offsets[i + 1], base)
+
+
+@njit(cache=True, nogil=True)
+def parse_id(
+    data: NDArray[np.uint8], begin: int, end: int, base: np.uint64
+) -> tuple[np.uint64, int]:
+    """Parse data[begin:end] as digits of base 10, signed (two's complement), or 16, unsigned.
+
+    For use inside compiled code.
+
+    Returns:
+        The number, and SOUND, MALFORMED or TOO_LARGE; it is undefined where not sound.
+    """
     largest = np.uint64(0xFFFFFFFFFFFFFFFF)
     signed_limit = np.uint64(1 << 63)
     before_last = largest // base
-    for i in range(len(ids)):
-        begin, end = offsets[i], offsets[i + 1]
-        is_negative = False
-        if base == 10 and begin < end and (data[begin] == 43 or data[begin] == 45):
-            is_negative = data[begin] == 45
-            begin += 1
-        value, state = np.uint64(0), _SOUND
-        if begin == end:
-            state = _MALFORMED
-        for j in range(begin, end):
-            digit = np.uint64(_DIGITS[data[j]])
-            if digit >= base:
-                state = _MALFORMED
-                break
-            if value > before_last or value * base > largest - digit:
-                state = _TOO_LARGE
-            value = value * base + digit
-        if base == 10 and state == _SOUND:
-            if value > signed_limit or (value == signed_limit and not is_negative):
-                state = _TOO_LARGE
-            if is_negative:
-                value = ~value + np.uint64(1)
-        ids[i] = value
-        states[i] = state
+    is_negative = False
+    if base == 10 and begin < end and (data[begin] == 43 or data[begin] == 45):
+        is_negative = data[begin] == 45
+        begin += 1
+    value, state = np.uint64(0), SOUND
+    if begin == end:
+        state = MALFORMED
+    for j in range(begin, end):
+        digit = np.uint64(_DIGITS[data[j]])
+        if digit >= base:
+            return value, MALFORMED
+        if value > before_last or value * base > largest - digit:
+            state = TOO_LARGE
+        value = value * base + digit
+    if base == 10 and state == SOUND:
+        if value > signed_limit or (value == signed_limit and not is_negative):
+            state = TOO_LARGE
+        if is_negative:
+            value = ~value + np.uint64(1)
+    return value, state
 
 
 def _flaws(values: pa.Array, bad: NDArray[np.bool_], what: str) -> Flaws:

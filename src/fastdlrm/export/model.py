@@ -19,16 +19,29 @@ from torch import Tensor
 from fastdlrm.batch import Batch
 from fastdlrm.config import from_tree
 from fastdlrm.contracts.delta import Delta
-from fastdlrm.contracts.exported import SCORE, ExportedManifest, Machine, MlpDtype
+from fastdlrm.contracts.exported import (
+    SCORE,
+    CompiledKind,
+    ExportedManifest,
+    Machine,
+    MlpDtype,
+    ProgramKind,
+)
 from fastdlrm.contracts.manifest import MANIFEST, read_manifest, verify_files
 from fastdlrm.contracts.processor import processor_name
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.contracts.tensors import WireTensor
+from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.convert import Converter
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import probabilities
+from fastdlrm.export.graphs import GraphedPredictor
+from fastdlrm.export.programs import DenseProgram, load_program, require_machine
+from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import replace_rows, stored_tables
+from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
@@ -50,10 +63,18 @@ class ExportedModel:
         folder: Where it lies.
         manifest: What it is.
         device: Where it computes.
+        program: What computes the part after the lookup.
+        encoder: Turns requests into batches.
         sequence: Of the last delta that was applied; 0 before the first.
     """
 
-    def __init__(self, folder: Path, manifest: ExportedManifest, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: ExportedManifest,
+        device: torch.device,
+        program: ProgramKind | None = None,
+    ) -> None:
         """Open a folder without checks; `load` makes them."""
         self.folder = folder
         self.manifest = manifest
@@ -74,20 +95,39 @@ class ExportedModel:
         )
         model = _with_weights(folder / MLP, config, schema, self._tables).to(device)
         self._predictor = _predictor(model, manifest, device)
+        self.program = program or manifest.program
+        self._graphs: GraphedPredictor | None = None
+        if device.type == "cuda" and not any(feature.bag for feature in schema.sparse):
+            sizes = len(schema.dense), len(schema.sparse)
+            self._graphs = GraphedPredictor(self._predictor, *sizes, device)
+        self._dense: DenseProgram | None = None
+        if self.program != "eager":
+            self._dense = _compiled(folder, manifest, device, self.program)
         self._converter = Converter(
             "request", schema, manifest.missing, labelled=False, time_column=""
         )
-        self._encoder = Encoder.load(folder, schema, encoding)
+        vocabularies = VocabularyIndex.open(folder / INDEX, encoding)
+        self._encoder = Encoder(schema, encoding, vocabularies.tables())
+        is_text = manifest.config["source"]["format"] == "csv"
+        self.encoder = RequestEncoder(
+            schema, encoding, manifest.missing, vocabularies, trims=is_text
+        )
 
     @classmethod
     def load(
-        cls, folder: Path, *, device: torch.device | str = "cpu", check: bool = True
+        cls,
+        folder: Path,
+        *,
+        device: torch.device | str = "cpu",
+        program: ProgramKind | None = None,
+        check: bool = True,
     ) -> "ExportedModel":
         """Open a model.
 
         Args:
             folder: Made by `fastdlrm export`.
             device: Where to compute.
+            program: What computes; None: what the model was exported with.
             check: Whether to compare every file's checksum and the golden scores.
 
         Raises:
@@ -97,7 +137,7 @@ class ExportedModel:
         manifest = read_manifest(folder, ExportedManifest, ExportError)
         verify_files(folder, manifest, ExportError, deep=check)
         try:
-            model = cls(folder, manifest, torch.device(device))
+            model = cls(folder, manifest, torch.device(device), program)
         except DataError as problem:
             raise ExportError(str(problem)) from problem
         if check:
@@ -112,8 +152,18 @@ class ExportedModel:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Logits of encoded rows, before calibration, shape (B,), float32, on the CPU."""
+        if self._graphs is not None:
+            return self._graphs(batch)
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
+        if self._dense is not None:
+            return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
         return self._predictor(moved.dense, moved.sparse).cpu()
+
+    @property
+    def source(self) -> SourceConfig:
+        """How the raw files look that it was trained from."""
+        where = str(self.folder / MANIFEST)
+        return from_tree(self.manifest.config["source"], SourceConfig, where)
 
     def predict(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of encoded rows, shape (B,)."""
@@ -128,6 +178,17 @@ class ExportedModel:
         Raises:
             DataError: A column is missing, or a value is wrong.
         """
+        return self._staged(rows).batch(slice(0, rows.num_rows))
+
+    def encode_staged(self, staged: pa.RecordBatch) -> Rows:
+        """Rows that were typed already, as `fastdlrm.data.convert.Converter` types them.
+
+        Raises:
+            DataError: A value is wrong.
+        """
+        return Rows([self._encoder.encode(staged)], self.manifest.schema)
+
+    def _staged(self, rows: pa.RecordBatch) -> Rows:
         absent = [name for name in self._converter.columns if name not in rows.schema.names]
         if absent:
             raise DataError(
@@ -138,8 +199,7 @@ class ExportedModel:
         if flaws:
             row, what = min(flaws.items())
             raise DataError(f"row {row}: {what}; correct the row")
-        encoded = Rows([self._encoder.encode(staged)], self.manifest.schema)
-        return encoded.batch(slice(0, len(encoded)))
+        return self.encode_staged(staged)
 
     def predict_raw(self, rows: pa.RecordBatch) -> NDArray[np.float32]:
         """Probabilities of raw rows, shape (B,).
@@ -161,7 +221,7 @@ class ExportedModel:
         return read_rows(self.folder / WARMUP)
 
     def check_golden(self) -> None:
-        """Score the golden rows again.
+        """Score the golden rows again, by the way that requests go.
 
         On the processor and torch that exported the model scores must be equal in every bit.
 
@@ -170,8 +230,14 @@ class ExportedModel:
         """
         rows = self.golden()
         expected = rows.column(SCORE).to_numpy()
-        found = self.predict_raw(rows.drop_columns([SCORE]))
-        is_same = self.device.type == "cpu" and machine() == self.manifest.machine
+        inputs = request_inputs(rows.drop_columns([SCORE]))
+        encoded = self.encoder.encode(inputs, 0, self.encoder.num_rows(inputs))
+        found = self.predict(RequestEncoder.join([encoded]))
+        is_same = (
+            self.device.type == "cpu"
+            and self.program == self.manifest.program
+            and machine() == self.manifest.machine
+        )
         allowed = 0.0 if is_same else TOLERANCE[self.manifest.mlp_dtype]
         difference = np.abs(found - expected)
         if not (difference <= allowed).all():
@@ -205,18 +271,35 @@ class ExportedModel:
 
     def warm(self, max_rows: int) -> None:
         """Score batches of 1, 2, 4, .. `max_rows` rows, so that none is the first of its size."""
-        rows = self.warmup_rows()
+        inputs = request_inputs(self.warmup_rows())
+        most = self.encoder.num_rows(inputs)
         size = 1
         while size <= max_rows:
-            repeated = [rows.slice(0, min(size, rows.num_rows))] * -(-size // rows.num_rows)
-            table = pa.Table.from_batches(repeated).combine_chunks().to_batches()[0]
-            self.predict_raw(table.slice(0, size))
+            parts = [self.encoder.encode(inputs, 0, min(size, most))] * -(-size // most)
+            self.predict(RequestEncoder.join(parts))
             size *= 2
 
 
 def machine() -> Machine:
     """This machine, as far as the last bits of a score depend on it."""
     return Machine(cpu=processor_name(), torch=str(torch.__version__))
+
+
+def request_inputs(rows: pa.RecordBatch) -> dict[str, WireTensor]:
+    """Raw rows as the inputs of a request: texts, a list as its values and its lengths.
+
+    Args:
+        rows: As `golden` and `warmup_rows` give them.
+    """
+    inputs: dict[str, WireTensor] = {}
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        if pa.types.is_list(column.type):
+            inputs[name] = WireTensor.from_texts(column.flatten().to_pylist())
+            lengths = column.value_lengths().to_numpy().astype(np.int32)
+            inputs[f"{name}.lengths"] = WireTensor.from_array(lengths)
+        else:
+            inputs[name] = WireTensor.from_texts(column.fill_null("").to_pylist())
+    return inputs
 
 
 def write_rows(path: Path, rows: pa.RecordBatch) -> None:
@@ -253,6 +336,25 @@ def _predictor(model: DLRM, manifest: ExportedManifest, device: torch.device) ->
         return Int8Predictor(model, manifest.activation_ranges)
     except ValueError as problem:
         raise ExportError(f"MLPs of int8: {problem}") from problem
+
+
+def _compiled(
+    folder: Path, manifest: ExportedManifest, device: torch.device, kind: CompiledKind
+) -> DenseProgram:
+    """A compiled program of the model.
+
+    Raises:
+        ExportError: There is none, or it cannot run here.
+    """
+    if device.type != "cpu":
+        raise ExportError(
+            f"{folder}: program {kind!r} on {device.type}: it is for CPUs; use 'eager'"
+        )
+    found = [entry for entry in manifest.programs if entry.kind == kind]
+    if not found:
+        raise ExportError(f"{folder}: no program {kind!r}; export the run with --program {kind}")
+    require_machine(found[0])
+    return load_program(folder, kind)
 
 
 def _with_weights(path: Path, config: ModelConfig, schema: Schema, tables: Tables) -> DLRM:

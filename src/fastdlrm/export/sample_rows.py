@@ -4,6 +4,7 @@ They are golden rows, warm up a server and show what a request looks like; they 
 often values go together.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ def raw_columns(schema: Schema) -> list[str]:
 
 
 def draw_rows(
-    folder: Path, schema: Schema, encoding: Encoding, num_rows: int, seed: int
+    folder: Path,
+    schema: Schema,
+    encoding: Encoding,
+    num_rows: int,
+    seed: int,
+    *,
+    missing: Sequence[str] = ("",),
 ) -> pa.RecordBatch:
     """Draw raw rows.
 
@@ -42,6 +49,8 @@ def draw_rows(
         encoding: What was fitted.
         num_rows: Rows.
         seed: The same seed gives the same rows.
+        missing: Texts that stand for a missing value; values of key "string" are missing only where
+            the empty text is among them, since a request cannot tell the two apart.
 
     Returns:
         One column a raw column: text, or a list of texts where a bag has no separator; null where
@@ -50,7 +59,7 @@ def draw_rows(
     Raises:
         DataError: A vocabulary is missing or damaged.
     """
-    draw = _Draw(folder, schema, encoding, num_rows, np.random.default_rng(seed))
+    draw = _Draw(folder, schema, encoding, num_rows, np.random.default_rng(seed), "" in missing)
     columns: dict[str, pa.Array] = {}
     for feature in schema.sparse:
         if feature.column not in columns:
@@ -71,12 +80,14 @@ class _Draw:
         encoding: Encoding,
         num_rows: int,
         generator: np.random.Generator,
+        has_missing_texts: bool,
     ) -> None:
         self._folder = folder
         self._schema = schema
         self._encoding = encoding
         self._num_rows = num_rows
         self._random = generator
+        self._has_missing_texts = has_missing_texts
 
     def numbers(self) -> pa.Array:
         """Numbers as text."""
@@ -86,7 +97,8 @@ class _Draw:
     def ids(self, feature: SparseFeature) -> pa.Array:
         """A value a row."""
         values: list[Any] = self._values(feature, self._num_rows)
-        if self._schema.table_of(feature).encoding not in ("identity", "reference"):
+        may_lack = feature.key != "string" or self._has_missing_texts
+        if may_lack and self._schema.table_of(feature).encoding not in ("identity", "reference"):
             values = self._with_gaps(values)
         return pa.array(values, pa.string())
 

@@ -9,6 +9,7 @@ Shapes: R rows of all tables, D embedding dim, n rows that are replaced.
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,8 +32,8 @@ from fastdlrm.model.embedding import EmbeddingTables, StackedTables
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED: dict[TableDtype, QuantizedDtype] = {"int8": "int8", "int4": "int4"}
 
-CHUNK_NUMBERS = 1 << 22
-"""Numbers that are converted and written at a time."""
+CHUNK_ROWS = 1 << 16
+"""Rows that are converted at a time."""
 
 
 def row_bytes(dtype: TableDtype, dim: int) -> int:
@@ -63,9 +64,8 @@ def write_tables(path: Path, tables: Mapping[str, Tensor], dtype: TableDtype) ->
     with path.open("wb") as file:
         for name, table in tables.items():
             row_bytes(dtype, table.shape[1])
-            step = max(CHUNK_NUMBERS // max(table.shape[1], 1), 1)
-            for start in range(0, len(table), step):
-                _write_rows(file, name, start, table[start : start + step], dtype)
+            for start in range(0, len(table), CHUNK_ROWS):
+                _write_rows(file, name, start, table[start : start + CHUNK_ROWS], dtype)
         file.flush()
         os.fsync(file.fileno())
 
@@ -261,3 +261,9 @@ def table_dtype(tables: EmbeddingTables | QuantizedTables) -> TableDtype:
     if isinstance(tables, QuantizedTables):
         return tables.dtype
     return "fp32" if tables.weight.dtype == torch.float32 else "bf16"
+
+
+def table_starts(num_embeddings: Mapping[str, int]) -> dict[str, int]:
+    """Row of the stack where each table begins."""
+    edges = accumulate(num_embeddings.values(), initial=0)
+    return dict(zip(num_embeddings, edges, strict=False))

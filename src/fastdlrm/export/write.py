@@ -25,20 +25,28 @@ from fastdlrm.contracts.exported import (
     SCORE,
     Calibration,
     CalibrationKind,
+    CompiledKind,
     ExportedManifest,
     MlpDtype,
+    Program,
+    ProgramKind,
     Quality,
     TableDtype,
 )
 from fastdlrm.contracts.manifest import VERSIONS, entry_of, source_commit, write_manifest
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.config import SourceConfig
+from fastdlrm.data.convert import Converter
+from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
 from fastdlrm.data.write import new_folder
 from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import fit_calibration, probabilities
 from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, machine, write_rows
+from fastdlrm.export.programs import build_program
 from fastdlrm.export.sample_rows import draw_rows
 from fastdlrm.export.tables import row_bytes, write_tables
+from fastdlrm.export.vocabulary_index import INDEX, write_index
 from fastdlrm.kernels.registry import Way
 from fastdlrm.metrics.evaluation import Evaluation
 from fastdlrm.model.config import ModelConfig
@@ -64,7 +72,7 @@ class Source:
         schema: Its features.
         encoding: Of their values.
         vocabularies: Folder that the encoding's files are relative to.
-        missing: Texts that stand for a missing value in raw columns.
+        source: How the raw files look.
         matmul: How the run multiplies float32 matrices on a CPU.
         step: Optimizer steps behind the weights.
         run_sha256: Of the run's manifest.
@@ -75,7 +83,7 @@ class Source:
     schema: Schema
     encoding: Encoding
     vocabularies: Path
-    missing: tuple[str, ...]
+    source: SourceConfig
     matmul: Way
     step: int
     run_sha256: str
@@ -88,6 +96,8 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What requests call it."""
     tables: TableDtype = "fp32"
     mlp: MlpDtype = "fp32"
+    program: ProgramKind = "eager"
+    """What computes the part after the lookup."""
     calibrate: CalibrationKind = "none"
     negative_rate: float = 1.0
     """Share of the negatives that training saw."""
@@ -128,6 +138,11 @@ def export(
             f"calibration {options.calibrate!r}: it is fitted on the validation split; name the "
             "dataset with --data"
         )
+    if options.program != "eager" and options.mlp != "fp32":
+        raise ExportError(
+            f"program {options.program!r} with MLPs of {options.mlp}: compiled programs are of "
+            "float32; use --mlp fp32, or --program eager"
+        )
     if options.mlp == "int8" and validation is None:
         raise ExportError(
             "MLPs of int8: their ranges are measured on the validation split; name the dataset "
@@ -152,6 +167,9 @@ def _fill(
         rows = slice(0, min(len(validation), RANGE_ROWS))
         ranges = activation_ranges(source.model.eval(), [validation.batch(rows)])
     manifest = _write_weights(folder, source, options, ranges)
+    if options.program != "eager":
+        built = _built(folder, source, options.program)
+        manifest = msgspec.structs.replace(manifest, program=options.program, programs=(built,))
     model = ExportedModel(folder, manifest, torch.device("cpu"))
     if validation is not None and options.calibrate != "none":
         logits, labels = _gathered(model.logits(b) for b in _batches(validation)), validation
@@ -163,7 +181,8 @@ def _fill(
         quality = _verify(source, model, test, options)
         model.manifest = manifest = msgspec.structs.replace(manifest, quality=quality)
     _write_golden(folder, source, model)
-    names = (TABLES, MLP, GOLDEN, WARMUP, *_vocabularies(source.encoding))
+    programs = [program.file for program in manifest.programs]
+    names = (TABLES, MLP, INDEX, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
     files = {name: entry_of(folder / name) for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(folder, manifest)
@@ -177,6 +196,7 @@ def _write_weights(
     for name in _vocabularies(source.encoding):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.vocabularies / name, folder / name)
+    write_index(folder / INDEX, folder, source.encoding)
     write_tables(folder / TABLES, source.model.tables.state_tensors(), options.tables)
     weights = source.model.state_dict()
     mlps = {n: w.contiguous() for n, w in weights.items() if not n.startswith("tables.")}
@@ -186,12 +206,16 @@ def _write_weights(
         version=VERSIONS["exported"],
         created_by=__version__,
         commit=source_commit(),
-        config={"model": to_tree(source.config), "export": to_tree(options)},
+        config={
+            "model": to_tree(source.config),
+            "source": to_tree(source.source),
+            "export": to_tree(options),
+        },
         files={},
         name=options.name,
         schema=source.schema,
         encoding=source.encoding,
-        missing=source.missing,
+        missing=tuple(source.source.missing),
         table_dtype=options.tables,
         mlp_dtype=options.mlp,
         matmul=source.matmul,
@@ -202,6 +226,21 @@ def _write_weights(
         step=source.step,
         run_sha256=source.run_sha256,
     )
+
+
+def _built(folder: Path, source: Source, kind: CompiledKind) -> Program:
+    """Compile the part after the lookup, and compare it on drawn rows."""
+    rows = _drawn(source, WARMUP_ROWS, WARMUP_SEED)
+    encoder = Encoder.load(source.vocabularies, source.schema, source.encoding)
+    converter = Converter(
+        "drawn rows", source.schema, source.source.missing, labelled=False, time_column=""
+    )
+    encoded = Rows([encoder.encode(converter.convert(rows)[0])], source.schema)
+    batch = encoded.batch(slice(0, len(encoded)))
+    model = source.model.eval()
+    with torch.inference_mode():
+        pooled = model.tables(batch.sparse, torch.float32)
+    return build_program(kind, folder, model, batch.dense, pooled.clone())
 
 
 def _verify(
@@ -257,7 +296,8 @@ def _quality(
 def _require_quality(plain: Quality, ours: Quality, options: ExportOptions) -> None:
     what = f"tables {ours.tables}, MLPs {ours.mlp}"
     remedy = "choose a finer precision, or allow more"
-    if (ours.tables, ours.mlp) == ("fp32", "fp32") and ours.max_logit_difference > 0:
+    is_exact = (ours.tables, ours.mlp, options.program) == ("fp32", "fp32", "eager")
+    if is_exact and ours.max_logit_difference > 0:
         raise ExportError(
             f"{what}: a logit differs by {ours.max_logit_difference:.3g} from the run's; 0 is "
             "allowed: this is a defect, please report it"
@@ -284,15 +324,18 @@ def _write_golden(folder: Path, source: Source, model: ExportedModel) -> None:
     Raises:
         ExportError: The exported float32 model does not score as the run's does.
     """
-    schema, encoding = source.schema, source.encoding
-    rows = draw_rows(source.vocabularies, schema, encoding, GOLDEN_ROWS, GOLDEN_SEED)
+    rows = _drawn(source, GOLDEN_ROWS, GOLDEN_SEED)
     scores = model.predict_raw(rows)
     named = [*rows.columns, pa.array(scores)]
     write_rows(
         folder / GOLDEN, pa.RecordBatch.from_arrays(named, names=[*rows.schema.names, SCORE])
     )
-    warmup = draw_rows(source.vocabularies, schema, encoding, WARMUP_ROWS, WARMUP_SEED)
-    write_rows(folder / WARMUP, warmup)
+    write_rows(folder / WARMUP, _drawn(source, WARMUP_ROWS, WARMUP_SEED))
+
+
+def _drawn(source: Source, num_rows: int, seed: int) -> pa.RecordBatch:
+    folder, missing = source.vocabularies, source.source.missing
+    return draw_rows(folder, source.schema, source.encoding, num_rows, seed, missing=missing)
 
 
 def _batches(rows: Rows) -> Iterator[Batch]:

@@ -85,7 +85,8 @@ def dequantize_rows(rows: Tensor, dtype: QuantizedDtype) -> Tensor:
         Shape (n, D), float32.
     """
     body, tail = rows[:, : -_TAIL_BYTES[dtype]], rows[:, -_TAIL_BYTES[dtype] :]
-    numbers = tail.contiguous().view(torch.bfloat16).float()
+    # a copy: of one row a slice is contiguous, and may begin at an odd byte
+    numbers = tail.clone(memory_format=torch.contiguous_format).view(torch.bfloat16).float()
     if dtype == "int8":
         return body.contiguous().view(torch.int8).float() * numbers
     codes = torch.stack([body & 15, body >> 4], 2).flatten(1)

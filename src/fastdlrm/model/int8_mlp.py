@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST_CODE = 255
+from fastdlrm.kernels.activation_codes import LARGEST_CODE, activation_codes
+
 LARGEST_WEIGHT = 127
 
 
@@ -94,7 +95,8 @@ class Int8Layers:
         """
         if not self._layers:
             return x
-        y = codes_of(x, self._layers[0].source)
+        source = self._layers[0].source
+        y = activation_codes(x, source.scale, source.zero)
         for layer, after in zip(self._layers, [*self._layers[1:], None], strict=True):
             target = Range(0.0, 0.0) if after is None else after.source
             is_last = after is None
@@ -119,12 +121,6 @@ class Int8Layers:
 def has_int8_products() -> bool:
     """Whether this build of torch can multiply 8-bit integers on the CPU."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_pointwise")
-
-
-def codes_of(x: Tensor, source: Range) -> Tensor:
-    """Numbers as codes, the nearest one, shape as `x`, uint8."""
-    codes = torch.round(x * (1 / source.scale)).add_(source.zero).clamp_(0, LARGEST_CODE)
-    return codes.to(torch.uint8)
 
 
 def rounded_weights(weight: Tensor) -> tuple[Tensor, Tensor]:

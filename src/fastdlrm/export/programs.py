@@ -1,0 +1,199 @@
+"""The MLPs and the interaction compiled ahead of time: what comes after the lookup.
+
+A program takes dense features (B, N) and pooled vectors (B, F, D), both float32, and gives logits
+(B,). It is fixed to the weights it was built from. Eager torch is none of them: it needs no build,
+runs everywhere, and is what the others are compared with.
+
+Shapes: B batch, N dense features, F sparse features, D embedding dim.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdlrm.contracts.exported import CompiledKind, Machine, Program
+from fastdlrm.contracts.processor import processor_name
+from fastdlrm.errors import ExportError
+from fastdlrm.model.dlrm import DLRM
+
+DenseProgram = Callable[[Tensor, Tensor], Tensor]
+"""(B, N), (B, F, D) -> logits (B,)."""
+
+FILES: dict[CompiledKind, str] = {"aoti": "programs/dense.pt2", "onnx": "programs/dense.onnx"}
+EXAMPLE_ROWS = 100
+MAX_ROWS = 1 << 16
+"""Of one call of a program."""
+BATCHES = (1, 7, 16, 100)
+"""Sizes in which rows are scored again, to see whether their logits depend on it."""
+INPUTS, OUTPUT = ("dense", "pooled"), "logit"
+
+
+def build_program(
+    kind: CompiledKind, folder: Path, model: DLRM, dense: Tensor, pooled: Tensor
+) -> Program:
+    """Compile, load again, and compare with the model.
+
+    Args:
+        kind: onnx: for ONNX Runtime; aoti: a shared library made by torch's Inductor.
+        folder: The exported model, which gets the file.
+        model: In evaluation mode, on the CPU.
+        dense: Rows to compare with, shape (B, N).
+        pooled: Their pooled vectors, shape (B, F, D), float32.
+
+    Raises:
+        ExportError: What it takes is not installed, or the compiler fails.
+    """
+    path = folder / FILES[kind]
+    path.parent.mkdir(exist_ok=True)
+    exported = _traced(model, dense, pooled)
+    if kind == "onnx":
+        _write_onnx(path, exported)
+    else:
+        _write_library(path, exported)
+    program = load_program(folder, kind)
+    with torch.inference_mode():
+        logits = program(dense, pooled)
+        difference = (logits - model.head(dense, pooled)).abs().max()
+        moved = [
+            (program(dense[:size], pooled[:size]) - logits[:size]).abs().max() for size in BATCHES
+        ]
+    return Program(
+        kind=kind,
+        file=FILES[kind],
+        machine=Machine(cpu=processor_name(), torch=str(torch.__version__)),
+        max_logit_difference=float(difference),
+        max_batch_difference=float(max(moved)),
+    )
+
+
+def load_program(folder: Path, kind: CompiledKind) -> DenseProgram:
+    """A program, ready to be called on one thread.
+
+    Args:
+        folder: The exported model.
+        kind: Which.
+
+    Raises:
+        ExportError: What it takes is not installed, or the file cannot be run here.
+    """
+    path = folder / FILES[kind]
+    if not path.is_file():
+        raise ExportError(f"{path}: no such program; export with --program {kind}")
+    return _load_onnx(path) if kind == "onnx" else _load_library(path)
+
+
+def require_machine(program: Program) -> None:
+    """Refuse machine code of another machine.
+
+    Raises:
+        ExportError: It was compiled for another processor or another torch.
+    """
+    here = Machine(cpu=processor_name(), torch=str(torch.__version__))
+    if program.kind == "aoti" and program.machine != here:
+        raise ExportError(
+            f"{program.file}: compiled for {program.machine.cpu}, torch {program.machine.torch}; "
+            f"this is {here.cpu}, torch {here.torch}: export here, or serve with program = 'eager'"
+        )
+
+
+class _Head(nn.Module):
+    """`DLRM.head` in torch's own operators, which every compiler knows."""
+
+    pairs: Tensor
+
+    def __init__(self, model: DLRM, num_sparse: int) -> None:
+        super().__init__()
+        self.bottom_mlp, self.top_mlp = model.bottom_mlp, model.top_mlp
+        self.is_dot = model.interaction == "dot"
+        num_vectors = num_sparse + (model.bottom_mlp is not None)
+        i, j = torch.tril_indices(num_vectors, num_vectors, 0 if model.include_diagonal else -1)
+        self.register_buffer("pairs", i * num_vectors + j)
+
+    def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
+        vectors, parts = pooled, []
+        if self.bottom_mlp is not None:
+            vector = self.bottom_mlp(dense)
+            vectors = torch.cat([vector.unsqueeze(1), pooled], 1)
+            parts = [vector]
+        if self.is_dot:
+            products = torch.bmm(vectors, vectors.transpose(1, 2))
+            joined = torch.cat([*parts, products.flatten(1).index_select(1, self.pairs)], 1)
+        else:
+            joined = vectors.flatten(1)
+        logits: Tensor = self.top_mlp(joined)
+        return logits.squeeze(1)
+
+
+def _traced(model: DLRM, dense: Tensor, pooled: Tensor) -> Any:
+    """The head for any number of rows."""
+    rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
+    example = dense[:EXAMPLE_ROWS].clone(), pooled[:EXAMPLE_ROWS].contiguous().clone()
+    with torch.no_grad():
+        head = _Head(model, pooled.shape[1]).eval()
+        return torch.export.export(head, example, dynamic_shapes=({0: rows}, {0: rows}))
+
+
+def _write_onnx(path: Path, exported: Any) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as problem:
+        raise ExportError(f"program onnx: {problem}; pip install 'fastdlrm[onnx]'") from problem
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        written = torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+        if written is None:
+            raise ExportError("program onnx: torch wrote none; use another program")
+        written.save(str(path))
+
+
+def _load_onnx(path: Path) -> DenseProgram:
+    try:
+        import onnxruntime
+    except ImportError as problem:
+        raise ExportError(f"{path}: {problem}; pip install 'fastdlrm[onnx]'") from problem
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = {value.name for value in session.get_inputs()}
+
+    def run(dense: Tensor, pooled: Tensor) -> Tensor:
+        values = dict(zip(INPUTS, (dense, pooled.contiguous()), strict=True))
+        fed = {name: value.numpy() for name, value in values.items() if name in names}
+        return torch.from_numpy(session.run(None, fed)[0])
+
+    return run
+
+
+def _write_library(path: Path, exported: Any) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise ExportError(
+            "program aoti: it is made by a C++ compiler, and there is neither g++ nor clang++; "
+            "install one, or use program onnx"
+        )
+    try:
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(path), inductor_configs={"freezing": True}
+        )
+    except RuntimeError as problem:
+        raise ExportError(f"program aoti: the compiler fails: {problem}") from problem
+
+
+def _load_library(path: Path) -> DenseProgram:
+    library = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+
+    def run(dense: Tensor, pooled: Tensor) -> Tensor:
+        logits: Tensor = library(dense.contiguous(), pooled.contiguous())
+        return logits
+
+    return run

@@ -1,0 +1,73 @@
+"""MLPs in integers against integer arithmetic in numpy, and against float32 within their steps."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdlrm.batch import Batch
+from fastdlrm.model.int8_mlp import Int8Layers, Range, has_int8_products, range_of, rounded_weights
+from fastdlrm.model.int8_predictor import Int8Predictor, activation_ranges
+from fastdlrm.model.predictor import Predictor
+from tests.unit.model.test_predictor import make_inputs, make_model
+
+pytestmark = pytest.mark.skipif(not has_int8_products(), reason="this torch has no oneDNN")
+
+
+def as_batch(B: int = 300, num_dense: int = 3) -> Batch:
+    dense, sparse = make_inputs(num_dense, False, B)
+    return Batch(dense=dense, sparse=sparse, labels=torch.zeros(B))
+
+
+def test_layers_are_integer_arithmetic() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes, ranges = [(24, 40), (16, 24), (32, 16)], [Range(-3.0, 5.0), Range(0.0, 9.0), Range(0, 7)]
+    layers = [
+        (torch.randn(n, k, generator=generator) / 4, torch.randn(n, generator=generator))
+        for n, k in sizes
+    ]
+    x = torch.randn(50, 40, generator=generator) * 2
+    found = Int8Layers(layers, ranges)(x)
+    expected = x.numpy().astype(np.float64)
+    for (weight, bias), source in zip(layers, ranges, strict=True):
+        codes = np.clip(np.round(expected / source.scale) + source.zero, 0, 255).astype(np.int64)
+        rounded, scales = rounded_weights(weight)
+        sums = (codes - source.zero) @ rounded.numpy().astype(np.int64).T
+        numbers = sums * source.scale * scales.numpy() + bias.numpy()
+        expected = np.maximum(numbers, 0)
+    # a code may fall to the other side of a half in float32: one step of the last layer's input
+    # times a weight moves an output by less than this
+    steps = ranges[-1].scale * layers[-1][0].abs().max().item()
+    assert np.abs(found.numpy() - expected).max() < 4 * steps
+    assert np.median(np.abs(found.numpy() - expected)) < 1e-5
+
+
+def test_range_holds_zero_and_cuts_both_ends() -> None:
+    numbers = torch.cat([torch.linspace(1, 2, 9998), torch.tensor([-50.0, 60.0])])
+    found = range_of(numbers, cut_share=1e-3)
+    assert found.low == 0
+    assert 1.9 < found.high < 2
+    assert found.zero == 0
+    assert Range(-1.0, 1.0).zero in (127, 128)
+
+
+@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("num_dense", [3, 0])
+def test_is_near_and_its_bits_are_a_samples_own(num_dense: int, interaction: str) -> None:
+    model = make_model(interaction, num_dense, bottom=(64, 32, 8), top=(64, 32)).eval()
+    batch = as_batch(num_dense=num_dense)
+    coarse = Int8Predictor(model, activation_ranges(model, [batch]))
+    together = coarse(batch.dense, batch.sparse)
+    exact = Predictor(model)(batch.dense, batch.sparse)
+    assert (together - exact).abs().mean() < 0.05 * exact.std()
+    assert not torch.equal(together, exact)
+    for start, count in ((0, 1), (20, 7), (3, 16), (31, 257)):
+        part = batch.slice(start, start + count)
+        assert torch.equal(coarse(part.dense, part.sparse), together[start : start + count])
+
+
+def test_refusals() -> None:
+    model = make_model(norm="layer").eval()
+    with pytest.raises(ValueError, match="normalisations have no 8-bit form; use fp32 or bf16"):
+        Int8Predictor(model, [])
+    with pytest.raises(ValueError, match="1 ranges for 2 layers; one a layer is needed"):
+        Int8Predictor(make_model().eval(), [(0.0, 1.0), (0.0, 1.0)])
