@@ -1,4 +1,4 @@
-"""Rows in few bits over drawn rows: no number is further off than half a step of its row's scale."""
+"""Rows in few bits over drawn rows: no number is further off than half a step of its row."""
 
 import numpy as np
 import torch

@@ -175,7 +175,7 @@ def _without_zero(scale: Tensor) -> Tensor:
 
 
 def _bytes(numbers: Tensor) -> Tensor:
-    return numbers.to(torch.bfloat16).contiguous().view(torch.uint8)
+    return numbers.to(torch.bfloat16).flatten().view(torch.uint8).view(len(numbers), 2)
 
 
 _quantized_lookup = define(

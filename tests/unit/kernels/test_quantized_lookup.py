@@ -1,4 +1,6 @@
-"""Rows in few bits: bytes by hand, and the lookup against sums in numpy, bit for bit where exact."""
+"""Rows in few bits: bytes by hand, and the lookup against sums in numpy, to the bit if exact."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -189,7 +191,7 @@ def test_a_bag_has_the_same_bits_alone(dtype: QuantizedDtype, pooling: Pooling) 
     rows, offsets = jagged(BAGS)
     weights = torch.randn(len(rows), generator=torch.Generator().manual_seed(1))
     found = quantized_lookup(stack, rows, offsets, weights, pooling, row_dtype=dtype)
-    for bag, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for bag, (start, end) in enumerate(pairwise(offsets)):
         ids, scales, edges = rows[start:end], weights[start:end], torch.tensor([0, end - start])
         alone = quantized_lookup(stack, ids, edges, scales, pooling, row_dtype=dtype)
         assert torch.equal(alone[0], found[bag])

@@ -29,7 +29,8 @@ def jagged(bags: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def stacked(dim: int, dtype: str) -> tuple[Tensor, np.ndarray]:
     """Rows in few bits, and the numbers they stand for."""
-    stack = quantize_rows(torch.randn(NUM_ROWS, dim, generator=torch.Generator().manual_seed(0)), dtype)
+    rows = torch.randn(NUM_ROWS, dim, generator=torch.Generator().manual_seed(0))
+    stack = quantize_rows(rows, dtype)
     return stack.to(DEVICE), dequantize_rows(stack, dtype).double().numpy()
 
 
