@@ -39,7 +39,7 @@ from fastdlrm.export.calibration import probabilities
 from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.programs import DenseProgram, load_program, machine, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
-from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
+from fastdlrm.export.tables import replace_rows, stored_tables
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
@@ -261,22 +261,11 @@ class ExportedModel:
                 f"delta {delta.sequence} after {self.sequence}: {self.sequence + 1} must be next; "
                 "bring the missing one, or publish a new version"
             )
-        sizes = self._tables.num_embeddings
-        dim = self.manifest.config["model"]["embedding_dim"]
-        size = sizes.get(delta.table)
-        if size is None:
-            raise ExportError(
-                f"delta {delta.sequence}: no table {delta.table!r}; {', '.join(sizes)} are there"
-            )
-        if delta.rows.shape[1] != dim or (len(delta.ids) and delta.ids.max() >= size):
-            raise ExportError(
-                f"delta {delta.sequence}: rows {delta.rows.shape} for ids up to "
-                f"{delta.ids.max(initial=0)}; table {delta.table!r} has {size} rows of {dim}"
-            )
-        rows = stored_rows(torch.from_numpy(delta.rows), self.manifest.table_dtype)
-        places = torch.from_numpy(delta.ids) + table_starts(sizes)[delta.table]
-        with torch.no_grad():
-            self._tables.weight.index_copy_(0, places.to(self.device), rows.to(self.device))
+        ids, rows = torch.from_numpy(delta.ids), torch.from_numpy(delta.rows)
+        try:
+            replace_rows(self._tables, delta.table, ids, rows)
+        except ExportError as problem:
+            raise ExportError(f"delta {delta.sequence}: {problem}") from problem
         self.sequence = delta.sequence
 
     def warm(self, max_rows: int) -> list[tuple[int, float]]:

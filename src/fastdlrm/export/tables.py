@@ -9,27 +9,31 @@ Shapes: R rows of all tables, D embedding dim, n rows that are replaced.
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.contracts.exported import TableDtype
 from fastdlrm.errors import ExportError
-from fastdlrm.kernels.lookup import stack_rows
 from fastdlrm.kernels.quantized_lookup import (
     QuantizedDtype,
+    dim_of,
     quantize_rows,
     quantized_lookup,
     quantized_row_bytes,
 )
 from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import INT32_ROWS, EmbeddingTables
+from fastdlrm.model.embedding import EmbeddingTables, StackedTables
 
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-CHUNK_ROWS = 1 << 18
+QUANTIZED: dict[TableDtype, QuantizedDtype] = {"int8": "int8", "int4": "int4"}
+
+CHUNK_ROWS = 1 << 16
+"""Rows that are converted at a time."""
 
 
 def row_bytes(dtype: TableDtype, dim: int) -> int:
@@ -41,7 +45,7 @@ def row_bytes(dtype: TableDtype, dim: int) -> int:
     if dtype in PLAIN:
         return dim * PLAIN[dtype].itemsize
     try:
-        return quantized_row_bytes(dtype, dim)  # type: ignore[arg-type]
+        return quantized_row_bytes(QUANTIZED[dtype], dim)
     except ValueError as problem:
         raise ExportError(f"tables: {problem}") from problem
 
@@ -51,7 +55,7 @@ def write_tables(path: Path, tables: Mapping[str, Tensor], dtype: TableDtype) ->
 
     Args:
         path: The file.
-        tables: By name, in the model's order, shape (num_embeddings, D).
+        tables: By name, in the model's order, shape (num_embeddings, D), on any device.
         dtype: Of the rows on disk.
 
     Raises:
@@ -61,7 +65,7 @@ def write_tables(path: Path, tables: Mapping[str, Tensor], dtype: TableDtype) ->
         for name, table in tables.items():
             row_bytes(dtype, table.shape[1])
             for start in range(0, len(table), CHUNK_ROWS):
-                _write_rows(file, name, table[start : start + CHUNK_ROWS], dtype)
+                _write_rows(file, name, start, table[start : start + CHUNK_ROWS], dtype)
         file.flush()
         os.fsync(file.fileno())
 
@@ -70,18 +74,23 @@ def stored_rows(rows: Tensor, dtype: TableDtype) -> Tensor:
     """Rows as they are stored: shape (n, D) of a plain type, or (n, row bytes) of uint8.
 
     Raises:
-        ValueError: They hold NaN or infinity and are to be quantised.
+        ValueError: A row holds NaN, infinity or a number beyond what `dtype` can hold.
     """
-    if dtype in PLAIN:
-        return rows.to(PLAIN[dtype])
-    return quantize_rows(rows, dtype)  # type: ignore[arg-type]
+    if dtype in QUANTIZED:
+        return quantize_rows(rows, QUANTIZED[dtype])
+    stored = rows.to(PLAIN[dtype])
+    is_sound = torch.isfinite(stored).all(1)
+    if not is_sound.all():
+        row = int(is_sound.logical_not().nonzero()[0, 0])
+        raise ValueError(f"row {row} holds NaN or infinity; train again")
+    return stored
 
 
-def _write_rows(file: BinaryIO, table: str, rows: Tensor, dtype: TableDtype) -> None:
+def _write_rows(file: BinaryIO, table: str, start: int, rows: Tensor, dtype: TableDtype) -> None:
     try:
         stored = stored_rows(rows.cpu(), dtype)
     except ValueError as problem:
-        raise ExportError(f"table {table!r}: {problem}") from problem
+        raise ExportError(f"table {table!r}, rows from {start} on: {problem}") from problem
     file.write(stored.contiguous().view(torch.uint8).numpy().data)
 
 
@@ -89,7 +98,7 @@ def map_stack(path: Path, num_rows: int, dim: int, dtype: TableDtype) -> Tensor:
     """The file's rows, mapped: shape (R, D) of a plain type, or (R, row bytes) of uint8.
 
     Raises:
-        ExportError: The file has another size.
+        ExportError: The file is missing or has another size.
     """
     wanted = num_rows * row_bytes(dtype, dim)
     found = path.stat().st_size if path.is_file() else 0
@@ -99,20 +108,23 @@ def map_stack(path: Path, num_rows: int, dim: int, dtype: TableDtype) -> Tensor:
             "export the model again"
         )
     kind = PLAIN.get(dtype, torch.uint8)
+    width = row_bytes(dtype, dim) // kind.itemsize
     if not wanted:
-        return torch.empty(0, dim, dtype=kind)
-    count = wanted // kind.itemsize
-    flat = torch.from_file(str(path), shared=False, size=count, dtype=kind)
-    return flat.view(num_rows, -1)
+        return torch.empty(num_rows, width, dtype=kind)
+    flat = torch.from_file(str(path), shared=False, size=num_rows * width, dtype=kind)
+    return flat.view(num_rows, width)
 
 
-class QuantizedTables(nn.Module):
-    """T tables in few bits; otherwise as `EmbeddingTables`.
+class QuantizedTables(StackedTables):
+    """Tables in few bits, which are looked up and replaced row by row, never trained.
 
     Attributes:
         weight: The stack, shape (R, row bytes), uint8.
-        num_embeddings: Rows by table, in stack order.
+        dtype: Of the rows.
+        embedding_dim: D.
     """
+
+    weight: Tensor
 
     def __init__(
         self,
@@ -132,30 +144,31 @@ class QuantizedTables(nn.Module):
             dtype: Of the rows.
             pooling: How the rows of a bag become one vector.
         """
-        super().__init__()
-        self.num_embeddings = dict(num_embeddings)
-        self.weight = stack
-        self._dtype = dtype
-        self._pooling = pooling
-        starts = table_starts(num_embeddings)
-        kind = torch.int32 if len(stack) <= INT32_ROWS else torch.int64
-        places = [starts[table] for table in feature_tables]
-        self._feature_starts = torch.tensor(places, dtype=kind, device=stack.device)
+        super().__init__(num_embeddings, feature_tables, pooling=pooling, device=stack.device)
+        self.dtype = dtype
+        self.embedding_dim = dim_of(stack, dtype == "int4")
+        self.register_buffer("weight", stack, persistent=False)
 
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
-        """Look up and pool a batch, shape (B, F, D), a view of (F, B, D); float32 unless asked."""
-        rows = stack_rows(sparse.ids, sparse.lengths, self._feature_starts)
+        """Look up and pool a batch.
+
+        Args:
+            sparse: F features of B samples.
+            dtype: Of the result; None: float32.
+
+        Returns:
+            Shape (B, F, D), a view of (F, B, D).
+        """
         pooled = quantized_lookup(
             self.weight,
-            rows,
+            self.rows(sparse),
             None if sparse.lengths is None else sparse.offsets(),
             sparse.weights,
-            self._pooling,
+            self.pooling,
             dtype or torch.float32,
-            row_dtype=self._dtype,
+            row_dtype=self.dtype,
         )
-        F, B = len(self._feature_starts), sparse.num_samples
-        return pooled.view(F, B, pooled.shape[1]).transpose(0, 1)
+        return self.by_sample(pooled, sparse)
 
     def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
         """Nothing is drawn in few bits.
@@ -163,12 +176,13 @@ class QuantizedTables(nn.Module):
         Raises:
             ExportError: Always.
         """
-        raise ExportError("quantised tables cannot be drawn; export those of a trained model")
+        raise ExportError(
+            f"tables of {self.dtype} cannot be drawn; train in fp32 or bf16, then export"
+        )
 
-    def state_tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Any]:
         """Each table's rows as they are stored, live."""
-        starts = table_starts(self.num_embeddings)
-        return {n: self.weight[starts[n] : starts[n] + r] for n, r in self.num_embeddings.items()}
+        return {name: self.of_table(name, self.weight) for name in self.num_embeddings}
 
 
 def stored_tables(
@@ -193,7 +207,7 @@ def stored_tables(
         device: Where it computes.
 
     Raises:
-        ExportError: The file has another size.
+        ExportError: The file is missing or has another size.
     """
     stack = map_stack(path, sum(num_embeddings.values()), dim, dtype).to(device)
     if dtype in PLAIN:
@@ -201,18 +215,55 @@ def stored_tables(
             num_embeddings, feature_tables, embedding_dim=dim, pooling=pooling, stack=stack
         ).requires_grad_(False)
     return QuantizedTables(
-        num_embeddings,
-        feature_tables,
-        stack=stack,
-        dtype=dtype,  # type: ignore[arg-type]
-        pooling=pooling,
+        num_embeddings, feature_tables, stack=stack, dtype=QUANTIZED[dtype], pooling=pooling
     )
+
+
+@torch.no_grad()
+def replace_rows(
+    tables: EmbeddingTables | QuantizedTables, table: str, ids: Tensor, rows: Tensor
+) -> None:
+    """Put rows in the place of others, in this process alone: the file stays as it is.
+
+    Args:
+        tables: Of `stored_tables`.
+        table: Whose rows.
+        ids: Rows of the table, shape (n,), distinct.
+        rows: Their numbers, shape (n, D), floating point.
+
+    Raises:
+        ExportError: There is no such table or row, or the rows do not fit it; nothing is replaced.
+    """
+    size = tables.num_embeddings.get(table)
+    if size is None:
+        known = ", ".join(tables.num_embeddings)
+        raise ExportError(f"no table {table!r}; {known} are there: bring rows of one of them")
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise ExportError(
+            f"table {table!r}: rows {int(ids.min())} to {int(ids.max())} are to be replaced, it "
+            f"has rows 0 to {size - 1}; export the model again to add rows"
+        )
+    place = tables.of_table(table, tables.weight.detach())
+    if rows.shape != (len(ids), tables.embedding_dim):
+        raise ExportError(
+            f"table {table!r}: rows of shape {tuple(rows.shape)} for {len(ids)} ids; one row of "
+            f"{tables.embedding_dim} numbers an id is needed"
+        )
+    try:
+        stored = stored_rows(rows.cpu(), table_dtype(tables))
+    except ValueError as problem:
+        raise ExportError(f"table {table!r}, rows to replace: {problem}") from problem
+    place.index_copy_(0, ids.to(place.device, torch.int64), stored.to(place.device))
+
+
+def table_dtype(tables: EmbeddingTables | QuantizedTables) -> TableDtype:
+    """Of the rows of stored tables."""
+    if isinstance(tables, QuantizedTables):
+        return tables.dtype
+    return "fp32" if tables.weight.dtype == torch.float32 else "bf16"
 
 
 def table_starts(num_embeddings: Mapping[str, int]) -> dict[str, int]:
     """Row of the stack where each table begins."""
-    starts, total = {}, 0
-    for name, rows in num_embeddings.items():
-        starts[name] = total
-        total += rows
-    return starts
+    edges = accumulate(num_embeddings.values(), initial=0)
+    return dict(zip(num_embeddings, edges, strict=False))

@@ -16,8 +16,9 @@ OPERATORS = (
     "row_gradient",
     "update_rows_",
     "dense_update",
+    "quantized_lookup",
 )
-"""The hot operators, in the order of a training step."""
+"""The hot operators, in the order of a training step; then those of inference alone."""
 
 DEVICES = ("cpu", "cuda")
 
@@ -31,6 +32,7 @@ COMPILED = {
         "radix sort, a feature a thread; int64 is left to torch",
     ),
     ("update_rows_", "cpu"): ("numba", "one pass over a batch's rows; torch's scatters are serial"),
+    ("quantized_lookup", "cpu"): ("numba", "codes become numbers on their way into the sum"),
     **{
         (operator, "cuda"): ("triton", reason)
         for operator, reason in {
@@ -39,6 +41,7 @@ COMPILED = {
             "update_rows_": "deterministic sums of runs of any length, applied in place",
             "logit_loss": "last layer, loss and gradients in one pass",
             "mlp_backward": "ReLU and bias gradient within the product (bf16, Hopper or newer)",
+            "quantized_lookup": "codes become numbers in registers",
             "dense_update": "all parameters and their bf16 copy in one kernel",
         }.items()
     },

@@ -1,4 +1,4 @@
-"""The embedding tables of a model, stacked in one weight, and the lookup of a batch in them.
+"""The embedding tables of a model, stacked in one tensor, and the lookup of a batch in them.
 
 Invariants: row r of table t is row `start of t` + r of the stack; tables lie in the order given;
 ids are trusted to be below their table's num_embeddings.
@@ -22,16 +22,75 @@ INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
 
 
-class EmbeddingTables(nn.Module):
-    """T tables of one embedding dim; several features may share a table.
+class StackedTables(nn.Module):
+    """Where the rows of T tables of one embedding dim lie in a stack, whatever a row is made of.
+
+    Several features may share a table.
 
     Attributes:
-        weight: All tables, shape (R, D); uninitialised until `initialise`.
         num_embeddings: Rows by table, in stack order.
+        num_rows: Of all tables.
         pooling: How the rows of a bag become one vector.
     """
 
     feature_starts: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: Mapping[str, int],
+        feature_tables: Sequence[str],
+        *,
+        pooling: Pooling = "sum",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Lay out the tables.
+
+        Args:
+            num_embeddings: Rows by table.
+            feature_tables: The table of each sparse feature, in the batch's order.
+            pooling: How the rows of a bag become one vector.
+            device: Where the stack lies.
+        """
+        super().__init__()
+        self.num_embeddings = dict(num_embeddings)
+        self.pooling = pooling
+        edges = accumulate(self.num_embeddings.values(), initial=0)
+        self._starts = dict(zip(self.num_embeddings, edges, strict=False))
+        used = [self._starts[table] for table in feature_tables]
+        self._are_ascending = len(used) > 0 and all(a < b for a, b in pairwise(used))
+        self.num_rows = sum(self.num_embeddings.values())
+        starts = torch.tensor(
+            used,
+            dtype=torch.int32 if self.num_rows <= INT32_ROWS else torch.int64,
+        )
+        self.register_buffer("feature_starts", starts.to(device), persistent=False)
+
+    def of_table(self, name: str, stacked: Tensor) -> Tensor:
+        """A table's part of any tensor whose first dimension is R, as a view."""
+        start = self._starts[name]
+        return stacked[start : start + self.num_embeddings[name]]
+
+    def rows(self, sparse: SparseBatch) -> Tensor:
+        """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
+        return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
+
+    def by_sample(self, pooled: Tensor, sparse: SparseBatch) -> Tensor:
+        """What was pooled bag by bag, shape (F * B, D), as (B, F, D), a view.
+
+        Reading feature by feature keeps a small table in the cache, and the interaction copies its
+        input in any case.
+        """
+        F, B = len(self.feature_starts), sparse.num_samples
+        return pooled.view(F, B, pooled.shape[1]).transpose(0, 1)
+
+
+class EmbeddingTables(StackedTables):
+    """Tables of floating-point rows, which can be trained.
+
+    Attributes:
+        weight: All tables, shape (R, D); uninitialised until `initialise`.
+        embedding_dim: D.
+    """
 
     def __init__(
         self,
@@ -58,25 +117,14 @@ class EmbeddingTables(nn.Module):
             stack: The rows of all tables where they lie already, shape (R, D); `dtype`, `device`
                 and `pin` are then its own.
         """
-        super().__init__()
-        self.num_embeddings = dict(num_embeddings)
-        self.pooling = pooling
-        edges = accumulate(self.num_embeddings.values(), initial=0)
-        self._starts = dict(zip(self.num_embeddings, edges, strict=False))
-        used = [self._starts[table] for table in feature_tables]
-        self._are_ascending = len(used) > 0 and all(a < b for a, b in pairwise(used))
-        num_rows = sum(self.num_embeddings.values())
+        where = device if stack is None else stack.device
+        super().__init__(num_embeddings, feature_tables, pooling=pooling, device=where)
         if stack is None:
-            stack = torch.empty(num_rows, embedding_dim, dtype=dtype, device=device, pin_memory=pin)
+            shape = self.num_rows, embedding_dim
+            stack = torch.empty(shape, dtype=dtype, device=device, pin_memory=pin)
             advise_large_pages(stack)
-        else:
-            device = stack.device
-        self.weight = nn.Parameter(stack, requires_grad=stack.dtype.is_floating_point)
-        starts = torch.tensor(
-            used,
-            dtype=torch.int32 if num_rows <= INT32_ROWS else torch.int64,
-        )
-        self.register_buffer("feature_starts", starts.to(device), persistent=False)
+        self.weight = nn.Parameter(stack)
+        self.embedding_dim = embedding_dim
 
     @torch.no_grad()
     def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
@@ -104,15 +152,6 @@ class EmbeddingTables(nn.Module):
         """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
         return self.of_table(name, self.weight.detach())
 
-    def of_table(self, name: str, stacked: Tensor) -> Tensor:
-        """A table's part of any tensor whose first dimension is R, as a view."""
-        start = self._starts[name]
-        return stacked[start : start + self.num_embeddings[name]]
-
-    def rows(self, sparse: SparseBatch) -> Tensor:
-        """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
-        return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
-
     def segments(self, sparse: SparseBatch, offsets: Tensor | None) -> Tensor | None:
         """Where each feature's ids begin in a batch, and the end, shape (F + 1,), int64.
 
@@ -138,18 +177,16 @@ class EmbeddingTables(nn.Module):
             dtype: Of the result; None: the tables'.
 
         Returns:
-            Shape (B, F, D), a view of (F, B, D): reading feature by feature keeps a small table in
-            the cache, and the interaction copies its input in any case.
+            Shape (B, F, D), a view of (F, B, D).
         """
         return self.pool(sparse, self.rows(sparse), dtype)
 
     def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As `forward`, with the batch's `rows` at hand."""
-        F, B = len(self.feature_starts), sparse.num_samples
         offsets = None if sparse.lengths is None else sparse.offsets()
-        weight = self.weight
-        pooled = pooled_lookup(weight, rows, offsets, sparse.weights, self.pooling, dtype)
-        return pooled.view(F, B, weight.shape[1]).transpose(0, 1)
+        weights = sparse.weights
+        pooled = pooled_lookup(self.weight, rows, offsets, weights, self.pooling, dtype)
+        return self.by_sample(pooled, sparse)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ FUNCTIONS = {
     "sort_rows": "fastdlrm.kernels.row_gradient:sort_rows",
     "row_gradient": "fastdlrm.kernels.row_gradient:row_gradient",
     "update_rows_": "fastdlrm.kernels.row_update:update_rows_",
+    "quantized_lookup": "fastdlrm.kernels.quantized_lookup:quantized_lookup",
 }
 """One function of each operator."""
 

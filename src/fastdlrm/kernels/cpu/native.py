@@ -40,6 +40,7 @@ def _typed_pointer(element: Any) -> Any:
 
 _float32_pointer = _typed_pointer(types.float32)
 _float64_pointer = _typed_pointer(types.float64)
+_int8_pointer = _typed_pointer(types.int8)
 _uint8_pointer = _typed_pointer(types.uint8)
 _uint16_pointer = _typed_pointer(types.uint16)
 _int32_pointer = _typed_pointer(types.int32)
@@ -57,19 +58,29 @@ def _fetch_add(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at an address, soon to be read and written."""
+def _prefetching(is_write: bool) -> Any:
+    """An intrinsic that asks for the cache line at an address."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        read_write, keep, data = (ir.Constant(word, value) for value in (1, 3, 1))
-        builder.call(function, [builder.inttoptr(args[0], byte), read_write, keep, data])
-        return context.get_dummy_value()
+    @intrinsic
+    def ask(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            read_write, keep, data = (ir.Constant(word, value) for value in (int(is_write), 3, 1))
+            builder.call(function, [builder.inttoptr(args[0], byte), read_write, keep, data])
+            return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+        return types.void(types.int64), codegen
+
+    return ask
+
+
+prefetch = _prefetching(is_write=True)
+"""Ask for the cache line at an address, soon to be read and written."""
+
+prefetch_to_read = _prefetching(is_write=False)
+"""Likewise, to be read alone: a line that other cores hold stays with them."""
 
 
 def _reinterpretation(source: Any, target: Any) -> Any:
@@ -130,6 +141,12 @@ def halves(address: int, count: int) -> np.ndarray:
 def octets(address: int, count: int) -> np.ndarray:
     """The bytes at an address."""
     return carray(_uint8_pointer(address), count)
+
+
+@njit(**INLINE)
+def signed_octets(address: int, count: int) -> np.ndarray:
+    """The int8 numbers at an address."""
+    return carray(_int8_pointer(address), count)
 
 
 @njit(**INLINE)

@@ -21,6 +21,7 @@ from fastdlrm.kernels import interaction, lookup  # noqa: F401  define what the 
 from fastdlrm.kernels.cuda import dense_update, logit_loss, mlp, row_update
 from fastdlrm.kernels.cuda import interaction as gpu_interaction
 from fastdlrm.kernels.cuda import lookup as gpu_lookup
+from fastdlrm.kernels.cuda import quantized_lookup as gpu_quantized_lookup
 from fastdlrm.kernels.dense_update import DenseRule
 from fastdlrm.kernels.row_update import UpdateRule
 
@@ -104,6 +105,11 @@ def compile_lookups() -> None:
         for ids_weights in (None, weights):
             table = torch.zeros(50, 20)
             gpu_lookup.pooled_lookup(table, rows, offsets, ids_weights, is_mean, torch.bfloat16)
+            for is_int4 in (False, True):
+                stack = torch.zeros(50, 14 if is_int4 else 22, dtype=torch.uint8)
+                gpu_quantized_lookup.quantized_lookup(
+                    stack, rows, offsets, ids_weights, is_mean, torch.bfloat16, is_int4
+                )
 
 
 def compile_row_updates() -> None:
