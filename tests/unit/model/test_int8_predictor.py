@@ -13,7 +13,7 @@ from tests.unit.model.test_predictor import make_inputs, make_model
 pytestmark = pytest.mark.skipif(not has_int8_products(), reason="this torch has no oneDNN")
 
 
-LARGE = {"bottom": (256, 200, 16, 8), "top": (512, 100, 400)}
+LARGE = {"bottom": (256, 200, 16, 8), "top": (512, 96, 400)}
 """In each MLP layers that are rounded, between some that are not."""
 
 
@@ -83,7 +83,7 @@ def test_refusals() -> None:
 
 
 def test_ranges_are_those_of_the_rounded_layers() -> None:
-    """256 to 200 in the bottom MLP, 512 to 100 and 100 to 400 in the top MLP: their inputs."""
+    """256 to 200 in the bottom MLP, 512 to 96 and 96 to 400 in the top MLP: their inputs."""
     model, batch = make_model(**LARGE).eval(), as_batch()
     found = activation_ranges(model, [batch])
     inputs: dict[int, torch.Tensor] = {}
@@ -96,6 +96,6 @@ def test_ranges_are_those_of_the_rounded_layers() -> None:
             module.register_forward_hook(keep)
     with torch.no_grad():
         model(batch.dense, batch.sparse)
-    for span, size in zip(found, (256 * 200, 512 * 100, 100 * 400), strict=True):
+    for span, size in zip(found, (256 * 200, 512 * 96, 96 * 400), strict=True):
         expected = range_of(inputs[size])
         assert tuple(span) == pytest.approx(tuple(expected), rel=1e-5)
