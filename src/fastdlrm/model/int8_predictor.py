@@ -1,12 +1,15 @@
-"""A `Predictor` whose MLPs are computed in 8-bit integers, and the ranges that takes.
+"""A `Predictor` whose large layers are computed in 8-bit integers, and the ranges that takes.
 
-The first layer, of the dense features, and the last, of one output, stay float32: they take little
-time, and their rounding would cost the most.
+Layers of few weights stay float32: they take little time, and a call in integers costs 30 us before
+it multiplies. So do the first layer, of the dense features, and the last, of one output, whose
+rounding would cost the most.
 
 Shapes: B batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.int8_mlp import Int8Layers, Range, range_of
 from fastdlrm.model.predictor import EvaluatedLayer, Predictor, through
+
+MIN_WEIGHTS = 2**15
+"""A layer of fewer weights stays float32: up to a batch of 100 or more it is the faster for it."""
 
 
 class Int8Predictor(Predictor):
@@ -28,22 +34,37 @@ class Int8Predictor(Predictor):
             ranges: As `activation_ranges` found them.
 
         Raises:
-            ValueError: The MLPs have normalisations, this torch has no such products, or the
-                ranges are another model's.
+            ValueError: The MLPs have normalisations or no large layer, this torch has no such
+                products, or the ranges are another model's.
         """
         super().__init__(model)
         if any(layer.norm is not None for layer in (*self._bottom, *self._top)):
             raise ValueError("MLPs with normalisations have no 8-bit form; use fp32 or bf16")
-        self._first, rest = self._bottom[:1], self._bottom[1:]
+        rounded = [*_rounded(self._bottom, is_bottom=True), *_rounded(self._top, is_bottom=False)]
+        if not any(rounded):
+            raise ValueError(
+                f"no layer between the first and the last has {MIN_WEIGHTS} weights; in smaller "
+                "ones integers are slower: use fp32"
+            )
         spans = list(ranges)
-        self._int8_bottom = Int8Layers(_plain(rest), spans[: len(rest)])
-        self._int8_top = Int8Layers(_plain(self._top), spans[len(rest) :])
+        if len(spans) != sum(rounded):
+            raise ValueError(
+                f"{len(spans)} ranges for {sum(rounded)} layers of {MIN_WEIGHTS} weights or more; "
+                "one a layer is needed"
+            )
+        rest = iter(spans)
+        self._bottom_steps = list(_steps(self._bottom, rest, is_bottom=True))
+        self._top_steps = list(_steps(self._top, rest, is_bottom=False))
 
     def _through_bottom(self, dense: Tensor) -> Tensor:
-        return self._int8_bottom(through(self._first, dense))
+        for step in self._bottom_steps:
+            dense = step(dense)
+        return dense
 
     def _through_top(self, joined: Tensor) -> Tensor:
-        return self._int8_top(joined)
+        for step in self._top_steps:
+            joined = step(joined)
+        return joined
 
 
 class _Recorder(Predictor):
@@ -55,16 +76,17 @@ class _Recorder(Predictor):
 
     def _through_bottom(self, dense: Tensor) -> Tensor:
         self.inputs.append([])
-        return self._recorded(self._bottom[1:], through(self._bottom[:1], dense))
+        return self._recorded(self._bottom, dense, is_bottom=True)
 
     def _through_top(self, joined: Tensor) -> Tensor:
         if not self._bottom:
             self.inputs.append([])
-        return self._recorded(self._top, joined)
+        return self._recorded(self._top, joined, is_bottom=False)
 
-    def _recorded(self, layers: list[EvaluatedLayer], x: Tensor) -> Tensor:
-        for layer in layers:
-            self.inputs[-1].append(x)
+    def _recorded(self, layers: list[EvaluatedLayer], x: Tensor, is_bottom: bool) -> Tensor:
+        for layer, is_rounded in zip(layers, _rounded(layers, is_bottom), strict=True):
+            if is_rounded:
+                self.inputs[-1].append(x)
             x = through([layer], x)
         return x
 
@@ -82,6 +104,25 @@ def activation_ranges(model: DLRM, batches: Iterable[Batch]) -> tuple[Range, ...
         recorder(batch.dense, batch.sparse)
     layers = zip(*recorder.inputs, strict=True)
     return tuple(range_of(torch.cat([x.flatten() for x in inputs])) for inputs in layers)
+
+
+def _rounded(layers: list[EvaluatedLayer], is_bottom: bool) -> list[bool]:
+    """Whether each layer is computed in integers."""
+    sizes = [sum(piece.numel() for piece in layer.pieces) for layer in layers]
+    return [size >= MIN_WEIGHTS and not (is_bottom and at == 0) for at, size in enumerate(sizes)]
+
+
+def _steps(
+    layers: list[EvaluatedLayer], spans: Iterator[tuple[float, float]], is_bottom: bool
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Neighbouring layers of one kind each; takes a range for each rounded one."""
+    kinds = zip(_rounded(layers, is_bottom), layers, strict=True)
+    for is_rounded, group in groupby(kinds, key=lambda pair: pair[0]):
+        some = [layer for _, layer in group]
+        if is_rounded:
+            yield Int8Layers(_plain(some), list(islice(spans, len(some))))
+        else:
+            yield partial(through, some)
 
 
 def _plain(layers: list[EvaluatedLayer]) -> list[tuple[Tensor, Tensor]]:

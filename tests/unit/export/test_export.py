@@ -1,5 +1,6 @@
 """Exported models: scores of the run, precisions, refusals, damage, deltas."""
 
+import dataclasses
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from fastdlrm.export.model import MLP, TABLES, ExportedModel, request_inputs
 from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.write import ExportOptions, export
 from fastdlrm.metrics.logistic import logistic
+from fastdlrm.model.build import build_dlrm
 from fastdlrm.model.int8_mlp import has_int8_products
 from fastdlrm.model.predictor import Predictor
 
@@ -80,12 +82,17 @@ def test_tables_in_fewer_bits_are_smaller_and_near(source, splits, tmp_path, tab
 @needs_int8
 def test_mlps_in_integers(source, splits, tmp_path):
     options = ExportOptions(name="ctr", mlp="int8", max_auc_drop=0.05, max_ne_rise=0.05)
-    manifest = export(source, options, tmp_path / "model", **splits)
-    assert manifest.activation_ranges
+    config = msgspec.structs.replace(source.config, top_mlp=(256, 200))
+    model = build_dlrm(config, source.schema, source.encoding, seed=1)
+    large = dataclasses.replace(source, config=config, model=model)
+    manifest = export(large, options, tmp_path / "model", **splits)
+    assert len(manifest.activation_ranges) == 1
     assert manifest.quality[1].max_logit_difference > 0
     ExportedModel.load(tmp_path / "model")
     with pytest.raises(ExportError, match=r"MLPs of int8: their ranges .* name the dataset with"):
         export(source, ExportOptions(name="ctr", mlp="int8"), tmp_path / "other")
+    with pytest.raises(ExportError, match=r"MLPs of int8: no layer .* 32768 weights; .* use fp32"):
+        export(source, options, tmp_path / "small", **splits)
 
 
 def test_calibration_is_applied(source, splits, tmp_path):

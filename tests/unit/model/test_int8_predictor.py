@@ -13,6 +13,10 @@ from tests.unit.model.test_predictor import make_inputs, make_model
 pytestmark = pytest.mark.skipif(not has_int8_products(), reason="this torch has no oneDNN")
 
 
+LARGE = {"bottom": (256, 200, 16, 8), "top": (512, 96, 400)}
+"""In each MLP layers that are rounded, between some that are not."""
+
+
 def as_batch(B: int = 300, num_dense: int = 3) -> Batch:
     dense, sparse = make_inputs(num_dense, False, B)
     return Batch(dense=dense, sparse=sparse, labels=torch.zeros(B))
@@ -53,7 +57,7 @@ def test_range_holds_zero_and_cuts_both_ends() -> None:
 @pytest.mark.parametrize("interaction", ["dot", "cat"])
 @pytest.mark.parametrize("num_dense", [3, 0])
 def test_is_near_and_its_bits_are_a_samples_own(num_dense: int, interaction: str) -> None:
-    model = make_model(interaction, num_dense, bottom=(64, 32, 8), top=(64, 32)).eval()
+    model = make_model(interaction, num_dense, **LARGE).eval()
     batch = as_batch(num_dense=num_dense)
     coarse = Int8Predictor(model, activation_ranges(model, [batch]))
     together = coarse(batch.dense, batch.sparse)
@@ -69,5 +73,29 @@ def test_refusals() -> None:
     model = make_model(norm="layer").eval()
     with pytest.raises(ValueError, match="normalisations have no 8-bit form; use fp32 or bf16"):
         Int8Predictor(model, [])
-    with pytest.raises(ValueError, match="1 ranges for 2 layers; one a layer is needed"):
-        Int8Predictor(make_model().eval(), [(0.0, 1.0), (0.0, 1.0)])
+    with pytest.raises(ValueError, match="no layer between the first and the last has 32768 weigh"):
+        Int8Predictor(make_model().eval(), [])
+    large = make_model(**LARGE).eval()
+    with pytest.raises(ValueError, match="2 ranges for 3 layers of 32768 weights or more; one a"):
+        Int8Predictor(large, [(0.0, 1.0), (0.0, 1.0)])
+    with pytest.raises(ValueError, match="1 ranges for 0 layers; one a layer is needed"):
+        Int8Layers([], [(0.0, 1.0)])
+
+
+def test_ranges_are_those_of_the_rounded_layers() -> None:
+    """256 to 200 in the bottom MLP, 512 to 96 and 96 to 400 in the top MLP: their inputs."""
+    model, batch = make_model(**LARGE).eval(), as_batch()
+    found = activation_ranges(model, [batch])
+    inputs: dict[int, torch.Tensor] = {}
+
+    def keep(layer: torch.nn.Module, x: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        inputs[layer.weight.numel()] = x[0]
+
+    for module in (*model.bottom_mlp.modules(), *model.top_mlp.modules()):
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(keep)
+    with torch.no_grad():
+        model(batch.dense, batch.sparse)
+    for span, size in zip(found, (256 * 200, 512 * 96, 96 * 400), strict=True):
+        expected = range_of(inputs[size])
+        assert tuple(span) == pytest.approx(tuple(expected), rel=1e-5)

@@ -19,12 +19,14 @@ from torch import Tensor
 from fastdlrm.kernels.cpu.native import (
     COMPILE,
     INLINE,
+    LANES,
     block_of,
     float32_scratch,
     floats,
     from_bf16,
     halves,
     next_piece,
+    times_columns,
     to_bf16,
 )
 from fastdlrm.kernels.cpu.threads import run
@@ -45,6 +47,9 @@ SMALL_NUMBERS = 2**14
 
 MAX_SCRATCH_NUMBERS = 2**17
 """Numbers of one sample that a thread's stack holds with ease."""
+
+SHORT_DIM = 32
+"""Up to this D a sample's vectors are laid side by side, and one is multiplied by many at once."""
 
 SIZE = 15
 """Numbers in a kernel's block."""
@@ -131,8 +136,12 @@ def _forward_kernel(known_dim: int) -> int:
         B, dim = block[1], known_dim if known_dim else block[3]
         has_dense, num_vectors, skipped = block[12], block[2] + block[12], 1 - block[4]
         joined, width = block[10], block[11]
-        vectors, row = float32_scratch(num_vectors * dim), float32_scratch(width)
+        vectors, row = float32_scratch(num_vectors * dim), float32_scratch(width + LANES)
         out = floats(row, width)
+        is_short, stride = dim <= SHORT_DIM, (num_vectors + LANES - 1) // LANES * LANES
+        size = stride * dim if is_short else 0
+        columns = float32_scratch(size)
+        _zero(columns, size)  # of numbers that are left over, some would be multiplied slowly
         while True:
             piece = next_piece(address) * PIECE
             if piece >= B:
@@ -145,9 +154,12 @@ def _forward_kernel(known_dim: int) -> int:
                     for d in range(dim):
                         out[d] = dense[d]
                     at = dim
-                for i in range(skipped, num_vectors):
-                    _products(row + 4 * at, vectors, i, i + 1 - skipped, dim)
-                    at += i + 1 - skipped
+                if is_short:
+                    _transpose(columns, vectors, num_vectors, dim, stride)
+                    _short_pairs(row + 4 * at, vectors, columns, skipped, num_vectors, dim)
+                else:
+                    _pairs(row + 4 * at, vectors, skipped, num_vectors, dim)
+                at += num_vectors * (num_vectors + 1) // 2 - skipped * num_vectors
                 for k in range(at, width):
                     out[k] = np.float32(0)
                 _write(joined, b * width, out, block[5])
@@ -225,6 +237,48 @@ def _write(target: int, start: int, numbers: np.ndarray, is_bf16: int) -> None:
         plain = floats(target + 4 * start, len(numbers))
         for d in range(len(numbers)):
             plain[d] = numbers[d]
+
+
+@njit(**INLINE)
+def _zero(target: int, count: int) -> None:
+    numbers = floats(target, count)
+    for k in range(count):
+        numbers[k] = np.float32(0)
+
+
+@njit(**INLINE)
+def _transpose(columns: int, vectors: int, num_vectors: int, dim: int, stride: int) -> None:
+    """Lay vectors side by side: number d of vector i at d * stride + i."""
+    for d in range(dim):
+        row, source = floats(columns + 4 * d * stride, stride), vectors + 4 * d
+        for i in range(num_vectors):
+            row[i] = floats(source + 4 * i * dim, 1)[0]
+
+
+@njit(**INLINE)
+def _short_pairs(
+    target: int, vectors: int, columns: int, skipped: int, num_vectors: int, dim: int
+) -> None:
+    """All pairs' products, from vectors that lie side by side too; up to LANES numbers behind them.
+
+    What a row has too much falls to the next row's place, before that is written.
+    """
+    stride = (num_vectors + LANES - 1) // LANES * LANES
+    for i in range(skipped, num_vectors):
+        count = i + 1 - skipped
+        for j in range(0, count, LANES):
+            one, place = vectors + 4 * i * dim, target + 4 * j
+            times_columns(one, columns + 4 * j, stride, dim, place)
+        target += 4 * count
+
+
+@njit(**INLINE)
+def _pairs(target: int, vectors: int, skipped: int, num_vectors: int, dim: int) -> None:
+    """All pairs' products."""
+    for i in range(skipped, num_vectors):
+        count = i + 1 - skipped
+        _products(target, vectors, i, count, dim)
+        target += 4 * count
 
 
 @njit(**INLINE)
