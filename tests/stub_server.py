@@ -41,11 +41,13 @@ class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
     """Every so many answers say "Connection: close"."""
     silent_every: int = 0
     """Every so many queries get no answer at all."""
-    inputs: tuple = ({"name": "x", "datatype": "FP32", "shape": [-1]},)
+    inputs: tuple | str = ({"name": "x", "datatype": "FP32", "shape": [-1]},)
     platform: str = "stub"
     examples: tuple | None = ({"x": 0.5}, {"x": 1.5}, {"x": None})
     refuse: str = ""
-    """Answer every query 400 with this text."""
+    """Answer queries 400 with this text,"""
+    refuse_after: int = 0
+    """from this one on."""
     wrong_rows: bool = False
     """Answer one score too many."""
 
@@ -66,7 +68,7 @@ class Server:
         """A query arrives: when will it be answered?"""
         b = self.behaviour
         self.num_queries += 1
-        if b.refuse:
+        if b.refuse and self.num_queries > b.refuse_after:
             return connection.reply(400, json.dumps({"error": b.refuse}).encode())
         if b.drop_every and self.num_queries % b.drop_every == 0:
             return connection.transport.abort()

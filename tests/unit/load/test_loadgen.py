@@ -1,13 +1,16 @@
 """LoadGen over HTTP: its summary, its runs, and its agreement with the generator."""
 
+import os
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
 from fastdlrm.errors import ConfigError, LoadError
-from fastdlrm.load.loadgen import read_summary, run_loadgen
-from fastdlrm.load.loadgen_process import Counts
+from fastdlrm.load.client import Address
+from fastdlrm.load.loadgen import read_summary, run_in_a_process, run_loadgen
+from fastdlrm.load.loadgen_process import Counts, LoadgenOrder
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.run import run
 from fastdlrm.load.samples import Samples
@@ -113,6 +116,32 @@ def test_refused_queries_are_counted():
         result = run_loadgen(plan_of(url, duration_s=1.0))
     assert result.num_failed > 50
     assert "queries got no scores, which LoadGen does not know" in result.invalid[-1]
+
+
+class EndsTheProcess:
+    """Whoever unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_a_server_that_loadgen_cannot_reach(tmp_path):
+    """It goes away between the first request and the run."""
+    order = LoadgenOrder(
+        address=Address("127.0.0.1", 9, False),
+        requests=__file__,
+        sizes=np.ones(1, np.int64),
+        starts=np.zeros(1, np.int64),
+        stops=np.ones(1, np.int64),
+        scenario="Server",
+        folder=str(tmp_path),
+        settings={},
+        max_connections=4,
+    )
+    with pytest.raises(LoadError, match=r"127.0.0.1:9: no connection"):
+        run_in_a_process(order)
+    with pytest.raises(LoadError, match=r"LoadGen's process ended \(exit code 7\)"):
+        run_in_a_process(msgspec.structs.replace(order, scenario=EndsTheProcess()))
 
 
 @pytest.mark.slow

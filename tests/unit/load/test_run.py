@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 
 import msgspec
 import numpy as np
@@ -211,6 +212,23 @@ def test_no_server_and_no_model(quick):
         run(plan_of("http://127.0.0.1:9"))
     with pytest.raises(LoadError, match="/v2/models/other: status 404, not here"):
         run(plan_of(quick, model="other"))
+
+
+@pytest.mark.parametrize("inputs", [({"name": "x"},), "none"])
+def test_a_server_of_another_protocol(inputs):
+    with (
+        stub_server(inputs=inputs) as url,
+        pytest.raises(LoadError, match=r"no metadata of a model .* Open Inference Protocol\?"),
+    ):
+        run(plan_of(url))
+
+
+def test_a_generator_process_that_dies_ends_the_run(quick):
+    with Crew(plan := plan_of(quick, duration_s=30.0)) as crew:
+        (process,) = crew._processes
+        threading.Timer(1.0, process.kill).start()
+        with pytest.raises(LoadError, match=r"generator process 0 ended \(exit code -9\)"):
+            crew.run(plan)
 
 
 def test_rows_of_a_server_without_examples():
