@@ -13,12 +13,14 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httptools
 import msgspec
+import numpy as np
 
 from fastdlrm.load.timer import Timer
 
@@ -41,11 +43,13 @@ class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
     """Every so many answers say "Connection: close"."""
     silent_every: int = 0
     """Every so many queries get no answer at all."""
-    inputs: tuple = ({"name": "x", "datatype": "FP32", "shape": [-1]},)
+    inputs: tuple | str = ({"name": "x", "datatype": "FP32", "shape": [-1]},)
     platform: str = "stub"
     examples: tuple | None = ({"x": 0.5}, {"x": 1.5}, {"x": None})
     refuse: str = ""
-    """Answer every query 400 with this text."""
+    """Answer queries 400 with this text,"""
+    refuse_after: int = 0
+    """from this one on."""
     wrong_rows: bool = False
     """Answer one score too many."""
 
@@ -61,12 +65,13 @@ class Server:
         self.num_queries = 0
         self.num_answers = 0
         self.bodies = {}
+        self.answered_at = []
 
     def take(self, connection, rows, now):
         """A query arrives: when will it be answered?"""
         b = self.behaviour
         self.num_queries += 1
-        if b.refuse:
+        if b.refuse and self.num_queries > b.refuse_after:
             return connection.reply(400, json.dumps({"error": b.refuse}).encode())
         if b.drop_every and self.num_queries % b.drop_every == 0:
             return connection.transport.abort()
@@ -95,6 +100,7 @@ class Server:
     def answer_due(self):
         while self.due and self.due[0][0] <= time.perf_counter():
             _, connection, rows = self.due.popleft()
+            self.answered_at.append(time.perf_counter())
             self.num_answers += 1
             closes = (
                 self.behaviour.close_every and self.num_answers % self.behaviour.close_every == 0
@@ -146,6 +152,8 @@ class Connection(asyncio.Protocol):
             else:
                 rows = len(next(iter(found["candidates"].values())))
             self.server.take(self, rows, self.now)
+        elif self.url == "/answered":
+            self.reply(200, json.dumps(self.server.answered_at).encode())
         elif self.url.startswith("/v1/models/m") and b.examples is not None:
             self.reply(200, json.dumps({"examples": b.examples}).encode())
         elif self.url.startswith("/v2/models/m"):
@@ -171,6 +179,12 @@ async def main():
     listener = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
+
+
+def answered_at(url):
+    """When (by perf_counter) a server of one queue answered each query, in their order."""
+    with urllib.request.urlopen(f"{url}/answered") as answer:
+        return np.array(json.loads(answer.read()))
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def run_loadgen(
         place.mkdir(parents=True, exist_ok=True)
         starts, stops = requests.places(sizes, plan.seed)
         limit = plan.max_connections
-        counts = _in_a_process(
+        counts = run_in_a_process(
             LoadgenOrder(
                 address=address_of(plan.url),
                 requests=requests.path,
@@ -160,7 +160,12 @@ def _settings(plan: Plan, scenario: str) -> dict[str, Any]:
     return settings
 
 
-def _in_a_process(order: LoadgenOrder) -> Counts:
+def run_in_a_process(order: LoadgenOrder) -> Counts:
+    """Carry out an order in a new process.
+
+    Raises:
+        LoadError: The server cannot be reached, or the process ended.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=run_order, args=(theirs,), name="loadgen", daemon=True)

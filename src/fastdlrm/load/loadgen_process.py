@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.load.client import Address, Client
 from fastdlrm.load.samples import OK, UNFINISHED, Samples
+from fastdlrm.load.timer import take_precedence
 
 SAMPLES_FILE = "samples.arrow"
 NUM_WARMUP = 100
@@ -55,6 +56,7 @@ class Counts(NamedTuple):
 
 def run_order(pipe: Connection) -> None:
     """Body of the process: one order, answered by `Counts` or an exception."""
+    take_precedence()
     try:
         pipe.send(_Harness(pipe.recv()).run())
     except (EOFError, KeyboardInterrupt):

@@ -7,7 +7,7 @@ A `Crew` keeps processes and requests for several runs against one server.
 
 import multiprocessing
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -104,14 +104,17 @@ class Crew:
                 )
         schedule = schedule_of(plan)
         self._check(schedule)
-        reports = self._carry_out(self._orders(plan, schedule))
+        orders = self._orders(plan, schedule)
+        start_at, reports = self._carry_out(orders)
+        started = datetime.now(UTC) - timedelta(seconds=time.perf_counter() - start_at)
         generator = Generator(
             num_connections=sum(report.most_connections for report in reports),
             num_waited=sum(report.num_waited for report in reports),
             cpu_share=max(report.cpu_share for report in reports),
             num_example_rows=self._maker.num_rows,
             unused_columns=tuple(self._maker.unused),
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=started.isoformat(timespec="seconds"),
+            start_at=start_at,
         )
         return Samples.join([report.samples for report in reports]), generator
 
@@ -169,7 +172,8 @@ class Crew:
             )
         return orders
 
-    def _carry_out(self, orders: list[Order]) -> list[Report]:
+    def _carry_out(self, orders: list[Order]) -> tuple[float, list[Report]]:
+        """Have orders carried out; when they began, and what the processes report."""
         for pipe, order in zip(self._pipes, orders, strict=True):
             pipe.send(order)
         for index in range(len(orders)):
@@ -177,7 +181,7 @@ class Crew:
         start = time.perf_counter() + LEAD_S
         for pipe in self._pipes:
             pipe.send(start)
-        return [self._receive(index) for index in range(len(orders))]
+        return start, [self._receive(index) for index in range(len(orders))]
 
     def _receive(self, index: int) -> Any:
         try:

@@ -7,10 +7,8 @@ for a query is one write and one read.
 import asyncio
 import gc
 import mmap
-import os
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
 from math import nan
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 
 from fastdlrm.load.client import Address, Client
 from fastdlrm.load.samples import UNFINISHED, Samples
-from fastdlrm.load.timer import Timer
+from fastdlrm.load.timer import Timer, take_precedence
 
 try:
     import uvloop
@@ -31,7 +29,6 @@ except ImportError:  # Windows
 
 FIRST_CONNECTIONS = 32
 READY = "ready"
-PRIORITY = -15
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +66,7 @@ def serve_orders(pipe: Connection) -> None:
     An order is answered by `READY`, then waits for its start (of `perf_counter`), then by a
     `Report`; or by an exception at any point.
     """
-    with suppress(OSError):  # only root may; a generator that waits for a core sends late
-        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    take_precedence()
     while True:
         try:
             order = pipe.recv()

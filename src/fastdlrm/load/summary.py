@@ -33,6 +33,9 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     unused_columns: tuple[str, ...] = ()
     """Of the rows, that the model does not take."""
     started: str = ""
+    """Date and time, UTC."""
+    start_at: float = 0.0
+    """The same by `perf_counter`: what all of the samples' times count from."""
 
 
 def summarise(samples: Samples, plan: Plan, generator: Generator | None = None) -> LoadResult:

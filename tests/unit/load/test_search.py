@@ -139,6 +139,15 @@ def test_a_search_that_makes_no_sense_is_refused(changes, arguments, message):
         search(plan_of(**changes), **arguments)
 
 
+def test_a_search_needs_an_answer_to_begin_with():
+    plan = plan_of(rate=None, closed=1, drain_s=0.1)
+    with (
+        stub_server(refuse="no", refuse_after=1) as url,
+        pytest.raises(LoadError, match=r"no answer in a closed loop of 4 s \(\{'HTTP 400': "),
+    ):
+        search(msgspec.structs.replace(plan, url=url))
+
+
 @pytest.mark.slow
 def test_a_search_of_a_real_server():
     """8 ms of service over real connections, p95 within 40 ms, finds what a simulated clock finds
