@@ -12,8 +12,14 @@ import torch
 
 from fastdlrm.contracts.manifest import write_atomic
 from fastdlrm.errors import CheckpointError
-from fastdlrm.kernels.cpu.matmul import MAX_ERROR, apply, calibrate, relative_error
-from fastdlrm.kernels.registry import Matmul
+from fastdlrm.kernels.cpu.matmul import (
+    MAX_ERROR,
+    apply,
+    apply_exact,
+    calibrate,
+    relative_error,
+)
+from fastdlrm.kernels.registry import Matmul, Way
 
 FILE = "matmul.json"
 
@@ -50,18 +56,22 @@ def settle(run: Path, device: torch.device, precision: str = "fp32") -> str:
     return line
 
 
-def use(run: Path, device: torch.device) -> None:
+def use(run: Path, device: torch.device) -> Way:
     """Compute as a run did, where it has chosen.
 
     Args:
         run: The run's folder.
         device: Where to compute.
 
+    Returns:
+        How products are computed on this CPU.
+
     Raises:
         CheckpointError: The file is damaged.
     """
     if device.type == "cpu" and (choice := chosen(run)) is not None:
-        apply(choice.way if _is_exact(choice) else "default")
+        return apply_exact(choice.way)
+    return "default"
 
 
 def _is_exact(choice: Matmul) -> bool:

@@ -80,6 +80,18 @@ def apply(way: Way) -> None:
     torch.set_float32_matmul_precision(PRECISIONS[way])
 
 
+def apply_exact(way: Way) -> Way:
+    """Compute this way from here on, or by torch's choice where this way is not exact here.
+
+    Returns:
+        The way taken: a machine with a tile unit rounds where another does not.
+    """
+    if way != "default" and relative_error(way) > MAX_ERROR:
+        way = "default"
+    apply(way)
+    return way
+
+
 def _nanoseconds(call: Callable[[], object]) -> int:
     began = time.perf_counter_ns()
     call()
