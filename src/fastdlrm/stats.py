@@ -119,31 +119,40 @@ def bootstrap_interval(
 
 
 @cache
-def _log_factorials(size: int) -> Values:
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size, dtype=np.float64)))])
+def _small_log_factorials() -> Values:
+    return np.array([math.lgamma(k + 1) for k in range(256)])
 
 
-def binomial_probabilities(num: int, share: float) -> Values:
-    """P[Bin(num, share) = k] of k = 0..num, shape (num + 1,)."""
+def _log_factorial(k: NDArray[np.int64]) -> Values:
+    """log k!, by Stirling's series where k is large: exact to 1e-14 of it."""
+    small = _small_log_factorials()
+    x = np.maximum(k, len(small)).astype(np.float64)
+    series = 1 / (12 * x) - 1 / (360 * x**3) + 1 / (1260 * x**5)
+    large = x * np.log(x) - x + 0.5 * np.log(2 * np.pi * x) + series
+    found: Values = np.where(k < len(small), small[np.minimum(k, len(small) - 1)], large)
+    return found
+
+
+def binomial_probabilities(
+    num: int, share: float, first: int = 0, last: int | None = None
+) -> Values:
+    """P[Bin(num, share) = k] of k = first..last, all where there is none."""
+    k = np.arange(first, (num if last is None else last) + 1)
     if share in (0.0, 1.0):
-        certain = np.zeros(num + 1)
-        certain[num if share else 0] = 1.0
-        return certain
-    logs = _log_factorials(1 << (num + 1).bit_length())
-    k = np.arange(num + 1)
-    choices = logs[num] - logs[k] - logs[num - k]
-    probabilities: Values = np.exp(choices + k * math.log(share) + (num - k) * math.log1p(-share))
+        return (k == round(share) * num).astype(np.float64)
+    logs = _log_factorial(np.array([num]))[0] - _log_factorial(k) - _log_factorial(num - k)
+    probabilities: Values = np.exp(logs + k * math.log(share) + (num - k) * math.log1p(-share))
     return probabilities
 
 
 def binomial_at_most(num: int, share: float, count: int) -> float:
     """P[Bin(num, share) <= count]."""
-    return float(min(1.0, binomial_probabilities(num, share)[: count + 1].sum()))
+    return float(min(1.0, binomial_probabilities(num, share, 0, min(count, num)).sum()))
 
 
 def binomial_at_least(num: int, share: float, count: int) -> float:
     """P[Bin(num, share) >= count]."""
-    return float(min(1.0, binomial_probabilities(num, share)[max(count, 0) :].sum()))
+    return float(min(1.0, binomial_probabilities(num, share, max(count, 0)).sum()))
 
 
 def fewest_trials(share: float, count: int, confidence: float) -> int:
@@ -159,7 +168,7 @@ def fewest_trials(share: float, count: int, confidence: float) -> int:
 
     Source: MLPerf inference rules, early stopping.
     """
-    low, high = count, count + 1
+    low, high = count, int(count / share) + 1
     while binomial_at_most(high, share, count) > 1 - confidence:
         low, high = high, 2 * high
     while high - low > 1:

@@ -158,10 +158,11 @@ class Page:
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
 
-    def screenshot(self, path: Path) -> None:
-        """Write a picture of the whole page."""
+    def screenshot(self, path: Path, height: int | None = None) -> None:
+        """Write a picture of the whole page, or of its first `height` pixels."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        tall = size["height"] if height is None else min(height, size["height"])
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": tall, "scale": 1}
         found = self.call(
             "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
         )

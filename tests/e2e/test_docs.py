@@ -37,6 +37,13 @@ def test_the_guide_to_large_data_runs(tmp_path):
     assert re.search(r"^train +[0-9,]+ rows", done.stdout, re.MULTILINE)
 
 
+def test_the_guide_to_exporting_runs(tmp_path):
+    done = run_bash("\n".join(guide_blocks("docs/guides/export.md")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tables int8, MLPs fp32: AUC" in done.stdout
+    assert re.search(r"^deltas +[1-9]", done.stdout, re.MULTILINE)
+
+
 def test_the_guide_to_serving_runs(tmp_path):
     script = "\n".join(guide_blocks("docs/guides/serving.md"))
     with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("", 0)) as grpc:

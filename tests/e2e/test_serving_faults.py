@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.builders import fastdlrm
+from tests.builders import invoke
 from tests.e2e.serving import (
     MODEL,
     ServerProcess,
@@ -180,7 +180,7 @@ def test_a_corrupted_version_is_refused_and_the_old_one_serves_on(repository, go
 def test_a_swap_under_load_fails_no_request(repository, exported, golden):
     models, server = repository
     columns, old = golden
-    fastdlrm(*("export", "--run", exported.run, "--tables", "int8", "--out", models / MODEL / "8"))
+    invoke(*("export", "--run", exported.run, "--tables", "int8", "--out", models / MODEL / "8"))
     of_new, new = golden_rows(models / MODEL / "8")
     assert rows_of(of_new, 0, 20) == columns
     new = new[:20]
@@ -364,6 +364,28 @@ def test_encoded_rows_that_do_not_fit_are_refused(impatient, golden, change, wor
     assert impatient.is_well(*golden)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_encoded_numbers_that_are_none_are_refused(impatient, golden, value):
+    dense = np.array([[0.5, 0.5, value, 0.5]], "<f4").tobytes()
+    ids = np.ones((1, 6), "<i4").tobytes()
+    kinds = (("dense", "FP32", [1, 4], dense), ("ids", "INT32", [1, 6], ids))
+    inputs = [
+        {
+            "name": name,
+            "datatype": datatype,
+            "shape": shape,
+            "parameters": {"binary_data_size": len(data)},
+        }
+        for name, datatype, shape, data in kinds
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = impatient.infer(head + dense + ids, headers=headers)
+    assert answer.status == 400, answer.body
+    assert "dense" in answer.json()["error"]
+    assert impatient.is_well(*golden)
+
+
 def encoded_body(rows):
     """A request of the encoded form, in JSON but for infinities, which JSON lacks."""
     kinds = {"dense": "FP32", "ids": "INT64"}
@@ -396,7 +418,8 @@ def test_sigterm_answers_what_is_under_way(exported, golden, tmp_path):
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     log = tmp_path / "log.jsonl"
-    with served(exported.models, log, "--set", "shutdown.grace_s=1") as server:
+    flags = ("--set", "shutdown.grace_s=1", "--set", "limits.default_timeout_ms=30000")
+    with served(exported.models, log, *flags) as server:
         address = ("127.0.0.1", server.http_port)
         with socket.create_connection(address, timeout=30) as half:
             half.sendall(head + body[:100])

@@ -102,7 +102,7 @@ def test_a_wrong_value_is_told(page):
 
 def test_figures_move_under_load(page, server, exported, pictures):
     columns, _ = exported.golden()
-    busy_s = 45 if os.environ.get("FASTDLRM_SCREENSHOTS") else 0
+    busy_s = 75 if os.environ.get("FASTDLRM_SCREENSHOTS") else 0
     with Traffic(server, rows_of(columns, 0, 20), num_threads=2):
         assert page.wait(f"{QPS} > 1 && {QPS}") > 1
         page.wait(f"{DRAWN}.length >= 4")
@@ -119,6 +119,22 @@ def test_figures_move_under_load(page, server, exported, pictures):
     assert page.text("#models").count("ready") == 1
     assert page.complaints == []
     page.look()
+
+
+@pytest.mark.parametrize("verb", ["v1/models/{model}:rank", "v1/models/{model}:score", "infer"])
+def test_the_documents_send_their_examples(page, server, verb):
+    page.complaints.clear()
+    page.open(server.url + "/docs")
+    path = f"/v2/models/{{model}}/{verb}" if verb == "infer" else f"/{verb}"
+    route = f"[...document.querySelectorAll('details.route.post, details.route')].find(d => \
+      d.querySelector('code').innerText === {json.dumps(path)})"
+    page.wait(f"!!({route})")
+    page.value(f"({route}).open = true")
+    page.wait(f"!!({route}).querySelector('button')")
+    page.value(f"({route}).querySelector('button').click()")
+    page.wait(f"({route}).innerText.includes('200 OK')")
+    assert "score" in page.value(f"({route}).innerText")
+    assert page.complaints == []
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -140,9 +156,12 @@ def test_the_documents_show_every_path(page, server, pictures):
     page.wait(f"document.body.innerText.includes({json.dumps(paths[0])})")
     body = page.value("document.body.textContent")
     assert [path for path in paths if path not in body] == []
+    rank = "[...document.querySelectorAll('details.route')].find(d => d.id.endsWith('model-rank'))"
+    page.value(f"({rank}).open = true")
+    page.wait(f"!!({rank}).querySelector('button')")
     for dark in (False, True):
         page.look(dark=dark)
-        page.screenshot(pictures / f"serving-docs-{'dark' if dark else 'light'}.png")
+        page.screenshot(pictures / f"serving-docs-{'dark' if dark else 'light'}.png", height=1200)
     assert page.complaints == []
 
 

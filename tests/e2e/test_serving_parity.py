@@ -6,7 +6,10 @@ sent as the log has them, as text, without the spaces that the log may have arou
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,7 +153,7 @@ def trained(request, tmp_path_factory) -> Trained:
     rows.write_text("".join(lines))
     fields = [line.rstrip("\n").split(log.delimiter) for line in lines]
     columns = {
-        name: [row[at] for row in fields]
+        name: [row[at].strip() for row in fields]
         for at, name in enumerate(log.columns)
         if name != log.label
     }
@@ -206,6 +209,14 @@ def test_rows_hold_what_training_never_saw(trained):
     missing = [n for n, values in trained.columns.items() if {"", "?"} & set(values)]
     assert unseen
     assert missing
+
+
+def test_white_space_around_a_text_is_no_part_of_it_as_in_the_log(trained, answering):
+    columns = {
+        name: [f"\t {text} " if row % 3 else text for row, text in enumerate(texts)]
+        for name, texts in trained.columns.items()
+    }
+    np.testing.assert_array_equal(asked(answering, [columns_body(columns)]), trained.scores)
 
 
 def test_numbers_may_come_as_numbers(trained, answering):
@@ -283,13 +294,13 @@ def test_a_column_that_is_absent_is_named(trained, answering):
     assert repr(name) in answer.json()["error"]
 
 
-@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
-def test_bags_may_come_as_values_and_lengths(trained, answering):
-    body = columns_body(trained.columns)
+def as_bags(columns):
+    """Columns as inputs, the bags as their values and lengths."""
+    body = columns_body(columns)
     kinds = {"seen": ("INT64", int), "dwell": ("FP32", float), "words": ("BYTES", str)}
     inputs = [tensor for tensor in body["inputs"] if tensor["name"] not in kinds]
     for name, (datatype, of_text) in kinds.items():
-        split = [[of_text(v) for v in text.split("|") if v] for text in trained.columns[name]]
+        split = [[of_text(v) for v in text.split("|") if v] for text in columns[name]]
         values = [value for row in split for value in row]
         inputs.append({"name": name, "shape": [len(values)], "datatype": datatype, "data": values})
         lengths = [len(row) for row in split]
@@ -301,4 +312,59 @@ def test_bags_may_come_as_values_and_lengths(trained, answering):
                 "data": lengths,
             }
         )
-    np.testing.assert_array_equal(asked(answering, [{"inputs": inputs}]), trained.scores)
+    return inputs
+
+
+@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
+def test_bags_may_come_as_values_and_lengths(trained, answering):
+    body = {"inputs": as_bags(trained.columns)}
+    np.testing.assert_array_equal(asked(answering, [body]), trained.scores)
+
+
+COLD = """
+import json, pathlib, sys
+from numba.core.event import install_recorder
+from fastdlrm.contracts.wire import decode_infer
+from fastdlrm.errors import RequestError
+from fastdlrm.export.model import ExportedModel
+from fastdlrm.serve.exported import ServedExport
+
+with install_recorder("numba:compile") as before:
+    model = ExportedModel.load(pathlib.Path(sys.argv[1]))
+    served = ServedExport(model)
+    served.warm(16)
+with install_recorder("numba:compile") as later:
+    for body in json.load(sys.stdin):
+        inputs = decode_infer(json.dumps(body).encode(), None, model_name="m").inputs
+        try:
+            part = model.encoder.encode(inputs, 0, model.encoder.num_rows(inputs))
+        except RequestError:
+            continue
+        served.predict([part, part])
+print(json.dumps([len(before.buffer), [str(event.data) for _, event in later.buffer]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
+def test_no_request_waits_for_code_to_be_compiled(trained, tmp_path):
+    columns = rows_of(trained.columns, 0, 9)
+    numbers = columns_body(columns)
+    for tensor in numbers["inputs"]:
+        if tensor["name"] in trained.log.numbers:
+            tensor["datatype"] = trained.log.numbers[tensor["name"]]
+            tensor["data"] = [json.loads(text) if text else None for text in tensor["data"]]
+    wrong = columns_body(columns | {"item": ["1.5"] * 9})
+    bodies = [columns_body(columns), numbers, wrong, {"inputs": as_bags(columns)}]
+    done = subprocess.run(
+        [sys.executable, "-c", COLD, str(trained.models / "fp32" / "1")],
+        input=json.dumps(bodies),
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    num_before, later = json.loads(done.stdout.splitlines()[-1])
+    assert num_before > 0
+    assert later == []

@@ -266,8 +266,20 @@ def features_of(*names: str) -> tuple[SparseFeature, ...]:
     return tuple(f for f in SPARSE if f.name in names)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.binary(max_size=4), min_size=1, max_size=4))
+EDGES_OF_UTF8 = st.sampled_from(
+    [
+        bytes.fromhex(octets)
+        for octets in (
+            *("c1bf", "c280", "dfbf", "e09fbf", "e0a080", "ed9fbf", "eda080", "ee8080", "efbfbf"),
+            *("f08fbfbf", "f0908080", "f48fbfbf", "f4908080", "f5808080", "c2", "e282", "f09080"),
+            *("80", "c2c2", "c27f", "e28228", "f0908028", "41c280"),
+        )
+    ]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(EDGES_OF_UTF8 | st.binary(max_size=4), min_size=1, max_size=3))
 def test_texts_that_are_not_utf8_are_refused(values: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = RequestModel(Path(folder), features_of("query"))

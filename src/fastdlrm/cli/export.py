@@ -86,7 +86,7 @@ def export(
         schema=opened.manifest.schema,
         encoding=opened.manifest.encoding,
         vocabularies=run,
-        missing=tuple(opened.recipe.data.source.missing),
+        source=opened.recipe.data.source,
         matmul="default" if way is None else way.way,
         step=int(opened.checkpoint_folder(checkpoint).name.removeprefix("step-")),
         run_sha256=sha256_of(run / MANIFEST),

@@ -17,6 +17,7 @@ from fastdlrm.cli import (
     evaluate,
     export,
     export_binary,
+    export_delta,
     generate,
     inspect,
     load,
@@ -67,6 +68,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("export-delta")(export_delta.export_delta)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
 

@@ -1,17 +1,23 @@
-"""`fastdlrm predict`: run + raw files -> scores."""
+"""`fastdlrm predict`: run or exported model + raw files -> scores."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastdlrm.cli.options import CheckpointName, Inputs, Json, RunFolder, emit
+from fastdlrm.cli.options import CheckpointName, Inputs, Json, emit
+from fastdlrm.errors import ConfigError
 
 
 def predict(
-    run: RunFolder,
     inputs: Inputs,
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder made by `fastdlrm train`.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder made by `fastdlrm export`, in place of a run.")
+    ] = None,
     checkpoint: CheckpointName = "best",
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The files lack the label column.")
@@ -24,21 +30,26 @@ def predict(
     `score`, the probability of a positive label.
 
         fastdlrm predict --run RUN --input 'LOG/*.gz' --out SCORES.parquet
+        fastdlrm predict --model MODEL --input 'LOG/*.gz' --out SCORES.parquet
     """
     from fastdlrm.data.source import expand_inputs
+    from fastdlrm.export.model import ExportedModel
     from fastdlrm.train.device import scoring_device
+    from fastdlrm.train.predict import ModelScorer, RunScorer
     from fastdlrm.train.predict import predict as score
     from fastdlrm.train.run import Run
 
-    opened = Run.open(run)
-    num_rows = score(
-        opened,
-        expand_inputs(inputs),
-        out,
-        checkpoint=checkpoint,
-        device=scoring_device(opened.recipe.train.device),
-        labelled=not unlabelled,
-    )
+    if (run is None) == (model is None):
+        raise ConfigError("predict: give --run or --model, one of the two")
+    scorer: RunScorer | ModelScorer
+    if run is not None:
+        opened = Run.open(run)
+        device = scoring_device(opened.recipe.train.device)
+        scorer = RunScorer(opened, checkpoint, device)
+    else:
+        assert model is not None
+        scorer = ModelScorer(ExportedModel.load(model))
+    num_rows = score(scorer, expand_inputs(inputs), out, labelled=not unlabelled)
     emit(
         {"num_rows": num_rows, "out": str(out)}, json, lambda: {"rows": num_rows, "file": str(out)}
     )

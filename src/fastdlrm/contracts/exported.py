@@ -98,7 +98,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """An exported model: all that is needed to score raw rows.
 
-    `config` has the run's [model], the layout of its raw files as [source], and [export].
+    `config` has the sections model (its shape), source (layout of raw files) and export.
     """
 
     name: str

@@ -31,6 +31,7 @@ from fastdlrm.contracts.manifest import MANIFEST, read_manifest, verify_files
 from fastdlrm.contracts.processor import processor_name
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.contracts.tensors import WireTensor
+from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.convert import Converter
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
@@ -107,7 +108,10 @@ class ExportedModel:
         )
         vocabularies = VocabularyIndex.open(folder / INDEX, encoding)
         self._encoder = Encoder(schema, encoding, vocabularies.tables())
-        self.encoder = RequestEncoder(schema, encoding, manifest.missing, vocabularies)
+        is_text = manifest.config["source"]["format"] == "csv"
+        self.encoder = RequestEncoder(
+            schema, encoding, manifest.missing, vocabularies, trims=is_text
+        )
 
     @classmethod
     def load(
@@ -155,6 +159,12 @@ class ExportedModel:
             return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
         return self._predictor(moved.dense, moved.sparse).cpu()
 
+    @property
+    def source(self) -> SourceConfig:
+        """How the raw files look that it was trained from."""
+        where = str(self.folder / MANIFEST)
+        return from_tree(self.manifest.config["source"], SourceConfig, where)
+
     def predict(self, batch: Batch) -> NDArray[np.float32]:
         """Probabilities of encoded rows, shape (B,)."""
         return probabilities(self.manifest.calibration, self.logits(batch).numpy())
@@ -168,6 +178,17 @@ class ExportedModel:
         Raises:
             DataError: A column is missing, or a value is wrong.
         """
+        return self._staged(rows).batch(slice(0, rows.num_rows))
+
+    def encode_staged(self, staged: pa.RecordBatch) -> Rows:
+        """Rows that were typed already, as `fastdlrm.data.convert.Converter` types them.
+
+        Raises:
+            DataError: A value is wrong.
+        """
+        return Rows([self._encoder.encode(staged)], self.manifest.schema)
+
+    def _staged(self, rows: pa.RecordBatch) -> Rows:
         absent = [name for name in self._converter.columns if name not in rows.schema.names]
         if absent:
             raise DataError(
@@ -178,8 +199,7 @@ class ExportedModel:
         if flaws:
             row, what = min(flaws.items())
             raise DataError(f"row {row}: {what}; correct the row")
-        encoded = Rows([self._encoder.encode(staged)], self.manifest.schema)
-        return encoded.batch(slice(0, len(encoded)))
+        return self.encode_staged(staged)
 
     def predict_raw(self, rows: pa.RecordBatch) -> NDArray[np.float32]:
         """Probabilities of raw rows, shape (B,).

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fastdlrm.contracts.encoding import Encoding
@@ -36,6 +37,8 @@ class ArrowColumns:
         encoding: Encoding,
         missing: Sequence[str],
         tables: Mapping[str, KeyTable],
+        *,
+        trims: bool = False,
     ) -> None:
         """Choose the features.
 
@@ -45,7 +48,9 @@ class ArrowColumns:
             encoding: What was fitted.
             missing: Texts that stand for a missing value.
             tables: Those with a vocabulary.
+            trims: Whether white space around a value's text is no part of it.
         """
+        self._trims = trims
         sparse = tuple(f for f in features if isinstance(f, SparseFeature))
         used = {f.table for f in sparse}
         self.schema = Schema(
@@ -96,7 +101,9 @@ class ArrowColumns:
             else:
                 is_shared = inputs[name].shape[0] == 1
                 window = (0, 1) if is_shared else (start, stop)
-                array = _values(inputs[name], *window, where, empty_is_null=is_null)
+                array = _values(
+                    inputs[name], *window, where, empty_is_null=is_null, trims=self._trims
+                )
             if is_shared and stop - start > 1:
                 array = array.take(pa.array(np.zeros(stop - start, dtype=np.int32)))
             arrays[name] = array
@@ -124,11 +131,19 @@ class ArrowColumns:
 
 
 def _values(
-    tensor: WireTensor, start: int, stop: int, where: str, *, empty_is_null: bool
+    tensor: WireTensor,
+    start: int,
+    stop: int,
+    where: str,
+    *,
+    empty_is_null: bool,
+    trims: bool = False,
 ) -> pa.Array:
     """Elements start .. stop - 1; NaN is null, and so is an empty text where that is asked for."""
     if tensor.datatype == BYTES:
         texts = _texts(tensor, start, stop, where)
+        if trims:
+            texts = pc.ascii_trim_whitespace(texts)
         if not empty_is_null:
             return texts
         offsets = np.frombuffer(texts.buffers()[1], dtype=np.int32)[: len(texts) + 1]

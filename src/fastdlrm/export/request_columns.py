@@ -8,6 +8,7 @@ Shapes: n rows, N dense features, F sparse features, K columns.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from fastdlrm.export.request_kernels import (
     STRING,
     VOCABULARY,
     find_text,
+    has_white_ends,
     write_bucket_ids,
     write_integer_ids,
     write_text_ids,
@@ -66,6 +68,8 @@ class CompiledColumns:
         missing: Sequence[str],
         index: VocabularyIndex,
         datatypes: Mapping[str, str],
+        *,
+        trims: bool = False,
     ) -> None:
         """Choose the features.
 
@@ -75,7 +79,10 @@ class CompiledColumns:
             missing: Texts that stand for a missing value.
             index: The vocabularies.
             datatypes: Of each column.
+            trims: Whether white space around a text is no part of it; such a text is left to the
+                path of `prepare`.
         """
+        self._trims = trims
         kinds = {f.name: _kind(f, datatypes[f.column]) for f in schema.sparse}
         of = {
             kind: [(at, f) for at, f in enumerate(schema.sparse) if kinds[f.name] == kind]
@@ -151,7 +158,7 @@ class CompiledColumns:
             ):
                 return False
         if self._texts:
-            gathered = _gathered(inputs, self._texts, start, stop)
+            gathered = self._gathered(inputs, self._texts, start, stop)
             if gathered is None or not write_text_ids(
                 *gathered,
                 self._text_kinds,
@@ -167,6 +174,12 @@ class CompiledColumns:
         values = np.concatenate(columns, dtype=np.int64)
         starts = _starts(columns)
         return write_integer_ids(values, starts, self._integer_places, self._vocabulary, ids)
+
+    def _gathered(
+        self, inputs: Mapping[str, WireTensor], columns: Sequence[str], start: int, stop: int
+    ) -> Gathered | None:
+        found = _gathered(inputs, columns, start, stop)
+        return None if found is None or (self._trims and has_white_ends(*found)) else found
 
     def _numbers(
         self, inputs: Mapping[str, WireTensor], start: int, stop: int
@@ -189,7 +202,7 @@ class CompiledColumns:
         stop: int,
         numbers: NDArray[np.float64],
     ) -> bool:
-        gathered = _gathered(inputs, self._number_texts, start, stop)
+        gathered = self._gathered(inputs, self._number_texts, start, stop)
         if gathered is None:
             return False
         data, _, counts = gathered
@@ -280,7 +293,7 @@ def _gathered(
     for name in columns:
         tensor = inputs[name]
         data, num_rows = tensor.data, tensor.shape[0]
-        if num_rows != 1 and stop - start != num_rows:
+        if stop - start != num_rows != 1:
             begin = find_text(data, 0, start)
             if begin < 0:
                 return None
@@ -299,6 +312,4 @@ def _window(tensor: WireTensor, start: int, stop: int) -> NDArray[Any]:
 
 
 def _starts(pieces: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    starts = np.zeros(len(pieces) + 1, dtype=np.int64)
-    np.cumsum([len(piece) for piece in pieces], out=starts[1:])
-    return starts
+    return np.array([0, *accumulate(map(len, pieces))], dtype=np.int64)

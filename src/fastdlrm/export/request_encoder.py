@@ -10,6 +10,7 @@ hold it: there it is the value that it is in the log.
 Shapes: n rows, N dense features, F sparse features, L ids.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema, SparseFeature
 from fastdlrm.contracts.signature import DENSE, IDS, LENGTHS, WEIGHTS, InputSpec, Signature
-from fastdlrm.contracts.tensors import WireTensor
+from fastdlrm.contracts.tensors import BYTES, WireTensor
 from fastdlrm.data.rows import Rows
 from fastdlrm.errors import RequestError
 from fastdlrm.export.request_arrow import ArrowColumns
@@ -77,6 +78,8 @@ class RequestEncoder:
         encoding: Encoding,
         missing: Sequence[str],
         vocabularies: VocabularyIndex,
+        *,
+        trims: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -85,7 +88,9 @@ class RequestEncoder:
             encoding: What was fitted.
             missing: Texts that stand for a missing value.
             vocabularies: Of the tables that have one.
+            trims: Whether white space around a value's text is no part of it, as in a text file.
         """
+        self._trims = trims
         self._schema = schema
         self._encoding = encoding
         self._missing = tuple(missing)
@@ -141,6 +146,23 @@ class RequestEncoder:
             return Encoded(n, F, dense, ids.reshape(-1))
         return self._with_bags(dense, ids, rows)
 
+    def warm(self) -> None:
+        """Encode a row for each way that columns may come, so that no request is the first one.
+
+        Code is compiled as it is first called, which takes seconds where no cache of it can be
+        read: for text, for numbers with and without a fraction, and for what is refused.
+        """
+        for datatype, value in ((BYTES, ""), (BYTES, "?"), ("INT64", 0), ("FP64", 0.5)):
+            inputs: dict[str, WireTensor] = {}
+            for name, column in self._signature.columns.items():
+                of_this = datatype if datatype in column.datatypes else BYTES
+                sent = value if of_this == datatype else ""
+                inputs[name] = WireTensor.from_list(of_this, (1,), [sent])
+                if column.is_bag and not column.is_single:
+                    inputs[column.lengths] = WireTensor.from_list("INT32", (1,), [1])
+            with contextlib.suppress(RequestError):
+                self.encode(inputs, 0, self.num_rows(inputs))
+
     @staticmethod
     def join(parts: Sequence[Encoded]) -> Batch:
         """Rows of several requests to one model as one batch, in order.
@@ -176,6 +198,7 @@ class RequestEncoder:
                 self._missing,
                 self._vocabularies,
                 dict(zip(self._names, datatypes, strict=True)),
+                trims=self._trims,
             )
             others = self._arrow(columns.others) if columns.others else None
             plan = _Plan(columns, others, self._schema)
@@ -185,7 +208,14 @@ class RequestEncoder:
         return plan
 
     def _arrow(self, features: Sequence[Any]) -> ArrowColumns:
-        return ArrowColumns(features, self._schema, self._encoding, self._missing, self._tables)
+        return ArrowColumns(
+            features,
+            self._schema,
+            self._encoding,
+            self._missing,
+            self._tables,
+            trims=self._trims,
+        )
 
     def _by_rows(self, rows: pa.RecordBatch) -> Encoded:
         """What `prepare` makes of all features."""

@@ -25,7 +25,12 @@ ENCODING, FIRST_KEY, NUM_KEYS, FIRST_SLOT, NUM_SLOTS, MODULUS, FEATURE = range(7
 tables; buckets of a hash, rows of an identity, modulus of a reference (0: none); the row of the
 ids to write."""
 LENGTH_BYTES = 4
+SPACE, TAB, CARRIAGE_RETURN = 0x20, 0x09, 0x0D
+ZERO, NINE, TEN = np.uint64(ord("0")), np.uint64(9), np.uint64(10)
+"""What is below ZERO wraps around, and is above NINE too."""
 MAX_MANTISSA = np.uint64(1 << 53)
+MAX_MANTISSA_CHARS, MAX_EXPONENT_CHARS = 19, 4
+"""What fits 64 bits."""
 MAX_POWER = 22
 POWERS = np.array([10.0**i for i in range(MAX_POWER + 1)])
 """Each is exact, and so is a mantissa of 53 bits: their product or quotient is rounded once."""
@@ -78,6 +83,23 @@ def pack_texts(data: Bytes, offsets: NDArray[np.int32], out: Bytes) -> bool:
         size += length
         offsets[i + 1] = size
     return at == len(data)
+
+
+@njit(cache=True, nogil=True)
+def has_white_ends(data: Bytes, starts: Integers, counts: Integers) -> bool:
+    """Whether a text begins or ends with white space; arguments as for `write_text_ids`."""
+    for k in range(len(counts)):
+        at, end = starts[k], starts[k + 1]
+        for _ in range(counts[k]):
+            if at + LENGTH_BYTES > end:
+                return False
+            begin = at + LENGTH_BYTES
+            at = begin + _length(data, at)
+            if at > end:
+                return False
+            if begin < at and (_is_white(data[begin]) or _is_white(data[at - 1])):
+                return True
+    return False
 
 
 @njit(cache=True, nogil=True)
@@ -286,20 +308,20 @@ def _is_one_of(data: Bytes, begin: int, end: int, texts: tuple[Bytes, Integers])
 def _number(data: Bytes, begin: int, end: int) -> tuple[float, bool]:
     """Parse -?digits(.digits)?(e[+-]?digits)?, and whether the result is exactly rounded."""
     is_negative = data[begin] == 45
-    at = begin + 1 if is_negative else begin
-    first, power = at, 0
-    mantissa, at = _digits(data, at, end, np.uint64(0))
-    is_whole = at > first
+    first = begin + 1 if is_negative else begin
+    last, power = min(end, first + MAX_MANTISSA_CHARS), 0
+    mantissa, at = _digits(data, first, last, np.uint64(0))
+    is_number = at > first
     if at < end and data[at] == 46:
         first = at + 1
-        mantissa, at = _digits(data, first, end, mantissa)
+        mantissa, at = _digits(data, first, last, mantissa)
         power = first - at
-        is_whole = is_whole and at > first
+        is_number = is_number and at > first
     if at < end and (data[at] == 101 or data[at] == 69):
         exponent, at = _exponent(data, at + 1, end)
         power += exponent
     is_exact = mantissa <= MAX_MANTISSA and -MAX_POWER <= power <= MAX_POWER
-    if not is_whole or at != end or not is_exact:
+    if not is_number or at != end or not is_exact:
         return 0.0, False
     number = np.float64(mantissa)
     number = number / POWERS[-power] if power < 0 else number * POWERS[power]
@@ -307,12 +329,14 @@ def _number(data: Bytes, begin: int, end: int) -> tuple[float, bool]:
 
 
 @njit(cache=True, nogil=True)
-def _digits(data: Bytes, at: int, end: int, number: np.uint64) -> tuple[np.uint64, int]:
-    """Append digits to a number until it is too large; the number, and where it stopped."""
-    while at < end and 48 <= data[at] <= 57 and number <= MAX_MANTISSA:
-        number = number * np.uint64(10) + np.uint64(data[at] - 48)
-        at += 1
-    return number, at
+def _digits(data: Bytes, begin: int, end: int, number: np.uint64) -> tuple[np.uint64, int]:
+    """Append the digits that data[begin:end] begins with; the number, and where they end."""
+    for at in range(begin, end):
+        digit = np.uint64(data[at]) - ZERO
+        if digit > NINE:
+            return number, at
+        number = number * TEN + digit
+    return number, max(begin, end)
 
 
 @njit(cache=True, nogil=True)
@@ -321,8 +345,8 @@ def _exponent(data: Bytes, at: int, end: int) -> tuple[np.int64, int]:
     is_negative = at < end and data[at] == 45
     if at < end and (data[at] == 45 or data[at] == 43):
         at += 1
-    number, stop = _digits(data, at, end, np.uint64(0))
-    exponent = np.int64(min(number, np.uint64(1 << 20)))
+    number, stop = _digits(data, at, min(end, at + MAX_EXPONENT_CHARS), np.uint64(0))
+    exponent = np.int64(number)
     return -exponent if is_negative else exponent, stop if stop > at else -1
 
 
@@ -449,3 +473,9 @@ def _look_up_in(
     table_keys = vocabulary[0][first_key : first_key + place[NUM_KEYS]]
     slots = vocabulary[1][first_slot : first_slot + place[NUM_SLOTS]]
     look_up(keys, table_keys, slots, out)
+
+
+@njit(cache=True, nogil=True)
+def _is_white(byte: np.uint8) -> bool:
+    """What the reader of text files trims."""
+    return bool(byte == SPACE or TAB <= byte <= CARRIAGE_RETURN)

@@ -35,6 +35,7 @@ from fastdlrm.contracts.exported import (
 )
 from fastdlrm.contracts.manifest import VERSIONS, entry_of, source_commit, write_manifest
 from fastdlrm.contracts.schema import Schema
+from fastdlrm.data.config import SourceConfig
 from fastdlrm.data.convert import Converter
 from fastdlrm.data.encode import Encoder
 from fastdlrm.data.rows import Rows
@@ -71,7 +72,7 @@ class Source:
         schema: Its features.
         encoding: Of their values.
         vocabularies: Folder that the encoding's files are relative to.
-        missing: Texts that stand for a missing value in raw columns.
+        source: How the raw files look.
         matmul: How the run multiplies float32 matrices on a CPU.
         step: Optimizer steps behind the weights.
         run_sha256: Of the run's manifest.
@@ -82,7 +83,7 @@ class Source:
     schema: Schema
     encoding: Encoding
     vocabularies: Path
-    missing: tuple[str, ...]
+    source: SourceConfig
     matmul: Way
     step: int
     run_sha256: str
@@ -205,12 +206,16 @@ def _write_weights(
         version=VERSIONS["exported"],
         created_by=__version__,
         commit=source_commit(),
-        config={"model": to_tree(source.config), "export": to_tree(options)},
+        config={
+            "model": to_tree(source.config),
+            "source": to_tree(source.source),
+            "export": to_tree(options),
+        },
         files={},
         name=options.name,
         schema=source.schema,
         encoding=source.encoding,
-        missing=source.missing,
+        missing=tuple(source.source.missing),
         table_dtype=options.tables,
         mlp_dtype=options.mlp,
         matmul=source.matmul,
@@ -228,7 +233,7 @@ def _built(folder: Path, source: Source, kind: CompiledKind) -> Program:
     rows = _drawn(source, WARMUP_ROWS, WARMUP_SEED)
     encoder = Encoder.load(source.vocabularies, source.schema, source.encoding)
     converter = Converter(
-        "drawn rows", source.schema, source.missing, labelled=False, time_column=""
+        "drawn rows", source.schema, source.source.missing, labelled=False, time_column=""
     )
     encoded = Rows([encoder.encode(converter.convert(rows)[0])], source.schema)
     batch = encoded.batch(slice(0, len(encoded)))
@@ -329,7 +334,7 @@ def _write_golden(folder: Path, source: Source, model: ExportedModel) -> None:
 
 
 def _drawn(source: Source, num_rows: int, seed: int) -> pa.RecordBatch:
-    folder, missing = source.vocabularies, source.missing
+    folder, missing = source.vocabularies, source.source.missing
     return draw_rows(folder, source.schema, source.encoding, num_rows, seed, missing=missing)
 
 

@@ -107,9 +107,9 @@ class RequestMaker:
             outputs = decode_outcome(content, length).outputs
         except RequestError as problem:
             raise LoadError(f"{where}: {problem}") from None
-        wanted = min(size, self._plan.top_k or size)
+        wanted = {size, min(size, self._plan.top_k or size)}  # other servers know no top_k
         shapes = {name: list(tensor.shape) for name, tensor in outputs.items()}
-        if not any(tensor.shape and tensor.shape[0] == wanted for tensor in outputs.values()):
+        if not any(tensor.shape and tensor.shape[0] in wanted for tensor in outputs.values()):
             raise LoadError(f"{where}: {size} rows sent, answered outputs of shapes {shapes}")
 
     def _is_user(self, column: Column) -> bool:

@@ -21,7 +21,10 @@ from fastdlrm.stats import fewest_trials
 FIRST_SHARE = 0.25
 """Of the rate that a closed loop reaches, where the bracket starts."""
 STEP = 1.5
-MAX_STEPS = 24
+MAX_STEPS = 20
+"""Of the bracket, up or down: 3300 times the rate it starts with, or a part of it."""
+MAX_PROBE_S = 600.0
+"""The bracket does not go down to rates at which a probe would take longer."""
 TOLERANCE = 0.02
 LEAST_ANSWERED_SHARE = 0.98
 OVER_ALLOWED = 10
@@ -121,12 +124,13 @@ def search(
                 start_rate=start,
                 seed=plan.seed + 1000 * repeat,
                 tolerance=tolerance,
+                least_rate=needed / MAX_PROBE_S,
                 told=told,
             )
             found.append(rate)
             probes += tried
             start = rate / STEP**0.5 or start
-    return _result(plan, found, probes, tolerance)
+    return search_result(plan, found, probes, tolerance)
 
 
 def qps_at_sla(
@@ -135,6 +139,7 @@ def qps_at_sla(
     start_rate: float,
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    least_rate: float = 0.0,
     told: Callable[[Probe], None] | None = None,
 ) -> tuple[float, list[Probe]]:
     """Bracket and bisect.
@@ -144,6 +149,7 @@ def qps_at_sla(
         start_rate: Queries a second to begin with.
         seed: Of the first probe; each further one has the next.
         tolerance: See `search`.
+        least_rate: The bracket does not go below.
         told: Called after each probe.
 
     Returns:
@@ -162,14 +168,19 @@ def qps_at_sla(
         return probes[-1].passed
 
     low, high = 0.0, math.inf
+    if passes(start_rate):
+        low, factor = start_rate, STEP
+    else:
+        high, factor = start_rate, 1 / STEP
     rate = start_rate
     for _ in range(MAX_STEPS):
-        if passes(rate):
-            low, rate = rate, rate * STEP
-        else:
-            high, rate = rate, rate / STEP
-        if low and high < math.inf:
+        rate *= factor
+        if (low and high < math.inf) or rate < least_rate:
             break
+        if passes(rate):
+            low = rate
+        else:
+            high = rate
     while low and high < math.inf and high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
         if passes(middle):
@@ -236,13 +247,23 @@ def _closed_rate(crew: Crew, plan: Plan) -> float:
     return found.answered_qps
 
 
-def _result(plan: Plan, found: list[float], probes: list[Probe], tolerance: float) -> SearchResult:
+def search_result(
+    plan: Plan, found: list[float], probes: list[Probe], tolerance: float
+) -> SearchResult:
+    """What searches found, all repeats together.
+
+    Args:
+        plan: Of the probes.
+        found: Rate of each repeat, 0 where none passed.
+        probes: Of all repeats.
+        tolerance: Of the search.
+    """
     last = sorted({entry.rate: entry for entry in probes}.values(), key=lambda entry: entry.rate)
     above = [next((e for e in last if e.rate > rate and not e.passed), None) for rate in found]
     from_generator = [entry for entry in above if entry is not None and entry.by_generator]
     invalid = []
     if not any(found):
-        invalid.append("no rate passed; see the probes")
+        invalid.append(f"no rate passed, down to {min(entry.rate for entry in probes):.3g}/s")
     if from_generator:
         invalid.append(
             f"at {from_generator[0].rate:.1f} queries/s it was the generator that could not: "

@@ -218,11 +218,12 @@ class _Sender:
 
     def _samples(self, start: float) -> Samples:
         count = len(self._scheduled)
-        places: Any = np.arange(count) % max(len(self._order.sizes), 1)
+        order = self._order
+        places: Any = np.arange(count) % max(len(order.sizes), 1)
         return Samples(
-            np.array(self._scheduled) - start,
+            np.array(self._scheduled) - start if order.closed else order.times_s,
             np.array(self._sent) - start,
             np.array(self._done) - start,
             np.array(self._status, np.int16),
-            self._order.sizes[places],
+            order.sizes[places],
         )

@@ -45,8 +45,8 @@ class Arena:
             Where it starts, a multiple of 64; None where no free block is large enough.
         """
         size = (size + ALIGNMENT - 1) & -ALIGNMENT
-        index = next((i for i, free in enumerate(self._sizes) if free >= size), -1)
-        if index < 0:
+        index = next((i for i, free in enumerate(self._sizes) if free >= size), None)
+        if index is None:
             return None
         start, free = self._starts[index], self._sizes[index]
         if free == size:

@@ -128,10 +128,6 @@ class Batcher:
         """Batches that a worker has."""
         return len(self._slots[worker].running)
 
-    def running_parts(self, worker: int) -> list[Part]:
-        """Parts of all batches that a worker has."""
-        return [part for batch in self._slots[worker].running for part in batch.parts]
-
     def open(self, worker: int) -> None:
         """A worker takes batches from now on."""
         self._set_open(worker, True)
@@ -304,6 +300,10 @@ class Batcher:
                 self._waiting.push(part, is_first=True)
         running.clear()
         return failed
+
+    def entries_of(self, worker: int) -> list[Entry]:
+        """Queries of which a worker has a part."""
+        return [part.entry for batch in self._slots[worker].running for part in batch.parts]
 
     def expired(self, now: float) -> list[Entry]:
         """Queries whose deadline passed: for the caller to answer."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 FADING = 0.97
 """Weight of the past at each new batch: half of it is gone after 23."""
+MEASURED_WEIGHT = 20
+"""Batches that those measured before any other stand for, however few they are."""
 MAX_SURPRISE = 4.0
 """An observation counts as at most so many times what was predicted: a stall is not the rule."""
 MIN_SPREAD = 0.01
@@ -27,11 +29,12 @@ class CostModel:
         self._batch_s = 0.0
         self._row_s = MIN_COST_S
         self._rows = self._seconds = self._spread = self._joint = 0.0
-        self._is_empty = True
+        self._count = 0
         for rows, seconds in measured:
             self._add(float(rows), seconds)
         if measured:
             self._fit()
+            self._count = max(self._count, MEASURED_WEIGHT)
 
     @property
     def batch_s(self) -> float:
@@ -49,22 +52,20 @@ class CostModel:
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Learn from a batch that was computed."""
-        if not self._is_empty:
+        if self._count:
             expected = max(self.predict_s(num_rows), MIN_COST_S)
             seconds = min(max(seconds, expected / MAX_SURPRISE), expected * MAX_SURPRISE)
         self._add(float(num_rows), seconds)
         self._fit()
 
     def _add(self, rows: float, seconds: float) -> None:
-        if self._is_empty:
-            self._rows, self._seconds, self._is_empty = rows, seconds, False
-            return
-        share = 1 - FADING
+        self._count += 1
+        share = max(1 - FADING, 1 / self._count)
         off_rows, off_seconds = rows - self._rows, seconds - self._seconds
         self._rows += share * off_rows
         self._seconds += share * off_seconds
-        self._spread = FADING * (self._spread + share * off_rows * off_rows)
-        self._joint = FADING * (self._joint + share * off_rows * off_seconds)
+        self._spread = (1 - share) * (self._spread + share * off_rows * off_rows)
+        self._joint = (1 - share) * (self._joint + share * off_rows * off_seconds)
 
     def _fit(self) -> None:
         if self._spread > MIN_SPREAD * self._rows * self._rows:
@@ -98,6 +99,6 @@ class Margin:
             step_s: How far one answer may move the margin.
         """
         if late_s > self.seconds:
-            self.seconds += min(step_s, late_s - self.seconds)
+            self.seconds += step_s
         else:
             self.seconds = max(self.seconds - self.MISSED * step_s, 0.0)

@@ -9,9 +9,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from fastdlrm.serve.arena import Arena
 from fastdlrm.serve.batcher import Batch, Batcher, Limits
 from fastdlrm.serve.cost import CostModel
 from fastdlrm.serve.messages import Done, Problem, Ready, Work
+from fastdlrm.serve.observer import EngineStatistics, Observer
 from fastdlrm.serve.options import EngineOptions, tasks_of
 from fastdlrm.serve.pool import Pool, error_of, staleness_s
 from fastdlrm.serve.query import Query, Scores
@@ -34,42 +34,6 @@ from fastdlrm.serve.workers import Nursery
 
 TICK_S = 0.02
 """How often deadlines and hung workers are looked for."""
-
-
-class Observer(Protocol):
-    """Is told what an engine does."""
-
-    def flushed(self, reason: str, rows: int, fill: float) -> None:
-        """A batch left the queue: why, its samples, its share of the most a batch may hold."""
-        ...
-
-
-class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine did since its start."""
-
-    num_answered: int
-    """Queries that got scores."""
-    num_failed: int
-    """Queries taken on that got an error."""
-    num_cancelled: int
-    refused: dict[str, int]
-    """Queries not taken on, by cause."""
-    flushes: dict[str, int]
-    """Batches by why they left the queue."""
-    num_rows: int
-    """Samples of all batches."""
-    num_in_flight: int
-    """Queries without an answer."""
-    num_running: int
-    """Batches that workers have."""
-    queue_rows: int
-    num_workers: int
-    num_restarts: int
-    arena_used_bytes: int
-    batch_s: float
-    """Predicted seconds of a batch, however few its rows."""
-    row_s: float
-    """Predicted seconds of each row."""
 
 
 class Pending:
@@ -283,12 +247,11 @@ class Engine:
         )
 
     def on_ready(self, worker: int, ready: Ready) -> None:
-        """A worker takes work from now on."""
+        """A worker is warm; `on_free` follows."""
         if not self._has_measures:
             self._has_measures = True
             self._batcher.cost = CostModel(ready.measured)
             self.examples = ready.examples
-        self.on_free(worker)
         if self._pool.num_ready == self.options.num_workers and not self._started.done():
             self._started.set_result(None)
 
@@ -327,13 +290,13 @@ class Engine:
 
     def on_lost(self, worker: int, reason: str) -> None:
         """A worker died: what it had goes to others, once."""
-        parts = self._batcher.running_parts(worker)
+        entries = self._batcher.entries_of(worker)
         for entry in self._batcher.lost(worker):
             self._fail(
                 entry, ServeError(f"{reason}; a worker before it died of the same rows: check them")
             )
-        for part in parts:
-            self._release(part.entry)
+        for entry in entries:
+            self._release(entry)
         self._pump(monotonic())
 
     def on_failed(self, problem: FastDLRMError) -> None:
@@ -406,7 +369,9 @@ class Engine:
 
     def _fail(self, entry: Entry, error: FastDLRMError) -> None:
         """Answer a query by an error, unless it is answered."""
-        pending = self._pending[entry.id]
+        pending = self._pending.get(entry.id)
+        if pending is None:
+            return
         self._batcher.end(entry)
         if not pending.future.done():
             self._num_failed += 1
@@ -451,7 +416,8 @@ class Engine:
         return DeadlineExceeded(
             f"{entry.num_rows} rows could not be scored in time: "
             f"{(now - entry.arrived_s) * 1e3:.1f} ms after they came, "
-            f"{(entry.deadline_s - now) * 1e3:.1f} ms are left; give more time, or ask less often"
+            f"{max(entry.deadline_s - now, 0.0) * 1e3:.1f} ms are left; give more time, or ask "
+            "less often"
         )
 
     def _out_of_work(self, problem: FastDLRMError) -> ServeError:

@@ -16,6 +16,10 @@ WORK_BYTES_A_ROW = 48
 """A part of one row in a `Work` is at most so long; its scores and an error's place are shorter."""
 REPLY_ROOM = 1 << 15
 """Bytes of a `Done` for errors; see `MAX_ERROR`."""
+TEXT_HEAD_BYTES = 4
+"""Before a text in msgpack; longer than what an empty one has."""
+MAX_INT = 2**31 - 1
+"""Of a socket option."""
 MAX_ERROR = 2000
 """Characters of an error's text."""
 
@@ -35,8 +39,6 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_rows: int
     core: int = -1
     """Core to stay on; -1: any."""
-    deltas: tuple[str, ...] = ()
-    """Files to apply, in order, before it is ready."""
 
 
 class Spawn(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -94,10 +96,6 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Batches as they were measured: rows, seconds."""
     examples: list[dict[str, Any]]
     """Raw rows of the model."""
-    sequence: int = 0
-    """Of the last delta applied."""
-    created_s: float | None = None
-    """When that was made."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -152,7 +150,7 @@ def make_pair(longest: int) -> tuple[socket.socket, socket.socket]:
         )
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in pair:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * longest)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, min(2 * longest, MAX_INT))
         allowed = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 2
         if allowed < longest:
             for other in pair:
@@ -162,6 +160,24 @@ def make_pair(longest: int) -> tuple[socket.socket, socket.socket]:
                 f"{allowed}: lower batching.max_batch_rows, or raise net.core.wmem_max"
             )
     return pair
+
+
+def encode_within(message: Done | Ready, longest: int) -> bytes:
+    """A message of at most `longest` bytes: texts of errors are cut, examples left out."""
+    content = encode(message)
+    if len(content) <= longest:
+        return content
+    if isinstance(message, Ready):
+        fewer = message.examples[: len(message.examples) // 2]
+        return encode_within(msgspec.structs.replace(message, examples=fewer), longest)
+    bare = {index: Problem(problem.kind, "") for index, problem in message.problems.items()}
+    left = longest - len(encode(msgspec.structs.replace(message, problems=bare)))
+    each = left // len(bare) - TEXT_HEAD_BYTES
+    cut = {
+        index: Problem(problem.kind, problem.text.encode()[:each].decode(errors="ignore"))
+        for index, problem in message.problems.items()
+    }
+    return encode(msgspec.structs.replace(message, problems=cut))
 
 
 def problem_of(error: BaseException, where: str = "") -> Problem:

@@ -44,6 +44,7 @@ def main(fd: int) -> None:
     gc.collect()
     gc.freeze()
     Forks(socket.socket(fileno=fd)).run()
+    os._exit(0)  # nothing is left to be taken away; libraries would complain on the way
 
 
 class Forks:

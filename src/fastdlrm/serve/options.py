@@ -1,4 +1,4 @@
-"""How an engine runs, and what its workers are told of it."""
+"""How an engine runs, and what each of its workers is to do."""
 
 from pathlib import Path
 

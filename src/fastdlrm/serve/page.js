@@ -37,6 +37,7 @@ function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   if (value === 0) return "0";
   const size = Math.abs(value);
+  if (size < 0.001) return "< 0.001";
   if (size >= 1e6) return (value / 1e6).toPrecision(digits) + " M";
   if (size >= 1e4) return (value / 1e3).toPrecision(digits) + " k";
   if (size >= 100) return Math.round(value).toLocaleString("en");
@@ -91,7 +92,7 @@ class Chart {
   constructor(spec) {
     this.spec = spec;
     this.hover = null;
-    this.svg = shape("svg", { role: "img", "aria-label": `${spec.title}, the last 5 minutes` });
+    this.svg = shape("svg", { role: "img", "aria-label": `${spec.title}, the last minutes` });
     this.values = spec.lines.map(() => el("b"));
     this.when = el("span", { className: "key" });
     const keys = spec.lines.map(([, name, color], at) => el("span", { className: "key" },
@@ -116,19 +117,22 @@ class Chart {
     const highest = Math.max(1e-9, ...data.flat().filter(v => v !== null));
     const marks = ticks(highest === 1e-9 ? 1 : highest);
     const roof = marks[marks.length - 1];
-    const x = time => right - (end - time) / HISTORY_S * (right - left);
+    const span = this.span = Math.min(HISTORY_S, Math.max(60, end - (count ? times[0] : end)));
+    const x = time => right - (end - time) / span * (right - left);
     const y = value => bottom - value / roof * (bottom - top);
     const parts = [];
     for (const mark of marks) {
       const at = Math.round(y(mark)) + .5;
       parts.push(shape("line", { class: "grid", x1: left, x2: right, y1: at, y2: at }),
-        shape("text", { x: left - 7, y: at + 4, "text-anchor": "end" }, number(mark, 2)));
+        shape("text", { x: left - 7, y: at + 4, "text-anchor": "end" },
+          roof >= 1e4 && roof < 1e6 && mark ? `${mark / 1e3} k` : number(mark, 2)));
     }
-    for (const minutes of [5, 4, 3, 2, 1, 0]) {
-      const anchor = minutes === 0 ? "end" : minutes === 5 ? "start" : "middle";
-      parts.push(shape("text",
-        { x: right - minutes * 60 / HISTORY_S * (right - left), y: height - 4, "text-anchor": anchor },
-        minutes ? `-${minutes} min` : "now"));
+    const step = [15, 30, 60, 120].find(seconds => span / seconds <= (width < 480 ? 3 : 6));
+    for (let back = 0; back <= span; back += step) {
+      const at = right - back / span * (right - left);
+      const anchor = back === 0 ? "end" : at < left + 20 ? "start" : "middle";
+      const text = back === 0 ? "now" : back % 60 ? `-${back} s` : `-${back / 60} min`;
+      parts.push(shape("text", { x: at, y: height - 4, "text-anchor": anchor }, text));
     }
     data.forEach((values, line) => {
       let path = "", open = false, first = 0, before = 0;
@@ -147,7 +151,7 @@ class Chart {
     });
     let shown = count - 1;
     if (this.hover !== null && count) {
-      const wanted = end - (1 - this.hover) * HISTORY_S;
+      const wanted = end - (1 - this.hover) * this.span;
       shown = 0;
       times.forEach((time, at) => {
         if (Math.abs(time - wanted) < Math.abs(times[shown] - wanted)) shown = at;

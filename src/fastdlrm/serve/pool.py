@@ -27,7 +27,7 @@ class PoolUser(Protocol):
     """What a pool reports to; workers by index."""
 
     def on_ready(self, worker: int, ready: Ready) -> None:
-        """A worker takes work from now on."""
+        """A worker is warm; `on_free` follows once it has all deltas."""
         ...
 
     def on_done(self, worker: int, done: Done) -> None:
@@ -104,7 +104,7 @@ class Pool:
         self.num_restarts = 0
         self.sequence = 0
         self.created_s: float | None = None
-        self._tasks = tasks
+        self._tasks = list(tasks)
         self._nursery = nursery
         self._user = user
         self._arena_fd = arena_fd
@@ -158,7 +158,12 @@ class Pool:
             ServeError: No worker could say.
         """
         async with self._applying:
-            first = next((i for i, m in enumerate(self._members) if m.is_ready), None)
+            found = (
+                index
+                for index, member in enumerate(self._members)
+                if member.is_ready and member.num_deltas == len(self._deltas)
+            )
+            first = next(found, None)
             if first is None:
                 raise ServeError(f"{path}: no worker runs that a delta could be applied to")
             answer = await self._ask(first, path)
@@ -194,13 +199,10 @@ class Pool:
 
     def _spawn(self, index: int) -> None:
         member = self._members[index]
-        task = self._tasks[index]
-        if self.num_restarts or member.num_failures or self._deltas:
-            task = msgspec.structs.replace(task, deltas=tuple(self._deltas))
-        member.num_deltas = len(self._deltas)
+        member.num_deltas = 0
         member.reason = ""
         member.process = self._nursery.spawn(
-            task,
+            self._tasks[index],
             self._arena_fd,
             lambda message: self._on_message(index, message),
             lambda reason: self._on_end(index, reason),
@@ -232,13 +234,13 @@ class Pool:
         member.is_ready = True
         member.num_failures = 0
         member.problem = None
+        self._tasks[index] = msgspec.structs.replace(self._tasks[index], check=False)
+        self._user.on_ready(index, ready)
         if member.num_deltas < len(self._deltas):
-            self._user.on_ready(index, ready)
-            self._user.on_busy(index)
             task = asyncio.create_task(self._bring_up(index))
             task.add_done_callback(lambda done: done.exception())
         else:
-            self._user.on_ready(index, ready)
+            self._user.on_free(index)
 
     async def _bring_up(self, index: int) -> None:
         """Apply what was applied to the others while this one was loading."""

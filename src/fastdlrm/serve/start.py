@@ -9,7 +9,8 @@ from fastdlrm.contracts.manifest import read_manifest
 from fastdlrm.contracts.signature import InputSpec, Signature
 from fastdlrm.errors import ExportError
 from fastdlrm.serve.config import ServeConfig
-from fastdlrm.serve.engine import Engine, Observer
+from fastdlrm.serve.engine import Engine
+from fastdlrm.serve.observer import Observer
 from fastdlrm.serve.options import EngineOptions
 from fastdlrm.serve.served import EngineState
 from fastdlrm.serve.workers import Nursery

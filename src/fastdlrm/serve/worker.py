@@ -34,6 +34,7 @@ from fastdlrm.serve.messages import (
     Task,
     Work,
     encode,
+    encode_within,
     message_bytes,
     problem_of,
     to_worker,
@@ -60,9 +61,10 @@ def run(task: Task, front: socket.socket, arena_fd: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    front.send(encode(ready))
+    longest = message_bytes(task.max_batch_rows)
+    front.send(encode_within(ready, longest))
     with torch.inference_mode():
-        Worker(model, front, memory, message_bytes(task.max_batch_rows)).run()
+        Worker(model, front, memory, longest).run()
 
 
 class Worker:
@@ -85,13 +87,13 @@ class Worker:
 
     def run(self) -> None:
         """Until the front is gone."""
-        front, buffer = self._front, self._buffer
+        front, buffer, longest = self._front, self._buffer, len(self._buffer)
         try:
             while length := front.recv_into(buffer):
                 started_ns = perf_counter_ns()
                 message = to_worker(buffer[:length])
                 if isinstance(message, Work):
-                    front.send(encode(self.answer(message, started_ns)))
+                    front.send(encode_within(self.answer(message, started_ns), longest))
                 else:
                     front.send(encode(self.apply(message)))
         except (BrokenPipeError, ConnectionResetError):
@@ -183,12 +185,9 @@ def _load_gently(task: Task) -> tuple[ServedModel, Ready]:
 def _load(task: Task) -> tuple[ServedModel, Ready]:
     torch.set_num_threads(1)
     model = load(task)
-    sequence, created_s = 0, None
-    for path in task.deltas:
-        sequence, created_s = model.apply(Path(path))
     measured = [(rows, seconds) for rows, seconds in model.warm(task.max_batch_rows)]
     examples = [dict(row) for row in model.examples]
-    return model, Ready(measured, examples, sequence, created_s)
+    return model, Ready(measured, examples)
 
 
 def _described(error: Exception, doing: str) -> Problem:

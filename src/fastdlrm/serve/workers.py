@@ -139,7 +139,7 @@ class Nursery:
         self._count += 1
         worker = WorkerProcess(self._count, front, longest, on_message, on_end)
         self._workers[self._count] = worker
-        with back, contextlib.suppress(OSError):  # a dead nursery is noticed by its reader
+        with back, contextlib.suppress(ConnectionError):  # a dead nursery's reader notices
             message = encode(Spawn(self._count, task, sys.path))
             socket.send_fds(nursery, [message], [back.fileno(), arena_fd])
         return worker

@@ -16,10 +16,13 @@ from fastdlrm.export.request_encoder import RequestEncoder
 from tests.request_model import DENSE, SPARSE, RequestModel
 
 
-def make(folder: Path, *names: str, missing: tuple[str, ...] = ("",)) -> RequestEncoder:
+def make(
+    folder: Path, *names: str, missing: tuple[str, ...] = ("",), trims: bool = False
+) -> RequestEncoder:
+    folder.mkdir(exist_ok=True)
     features = tuple(f for f in (*DENSE, *SPARSE) if f.name in names)
     model = RequestModel(folder, features, missing)
-    return RequestEncoder(model.schema, model.encoding, missing, model.index)
+    return RequestEncoder(model.schema, model.encoding, missing, model.index, trims=trims)
 
 
 def texts(*values: str | bytes | None) -> WireTensor:
@@ -57,6 +60,20 @@ def test_ids_by_hand(tmp_path: Path) -> None:
     expected = [2 + bucket(at, 2) for at in (0, 1, 2, 3)] + [1]
     assert ids_of(level, level=texts("-1", "0", "1.5", "1e2", "nan")) == expected
     assert ids_of(level, level=array([-1, 0, 1.5, 100, np.nan])) == expected
+
+
+def test_white_space_around_a_text_is_trimmed_where_the_log_is_text(tmp_path: Path) -> None:
+    """A text file's reader trims; a typed file's value is what it is."""
+    sent = texts(" tea", "tea\t", "\r\n", "tea", " naïve ", "NA ")
+    trimming = make(tmp_path / "a", "word", missing=("", "NA"), trims=True)
+    assert ids_of(trimming, word=sent) == [2, 2, 1, 2, 4, 1]
+    assert ids_of(make(tmp_path / "b", "word"), word=sent)[:3] == [0, 0, 0]
+    item = make(tmp_path / "c", "item", trims=True)
+    assert ids_of(item, item=texts(" -3", "7 ", " ", "1")) == [5, 4, 1, 3]
+    price = make(tmp_path / "d", *(f.name for f in DENSE), trims=True)
+    columns = {f.column: texts(" 2.5 ", "2.5") for f in DENSE}
+    first, second = price.encode(columns, 0, 2).dense
+    assert first.tolist() == second.tolist()
 
 
 def test_an_empty_text_is_a_word_where_missing_values_are_written_otherwise(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.generate import generate
 from fastdlrm.data.prepare import prepare
 from fastdlrm.errors import DataError
-from fastdlrm.train.predict import predict
+from fastdlrm.train.predict import RunScorer, predict
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_dataset, tiny_recipe
@@ -33,11 +33,14 @@ def lines(run):
     return (run.folder.parent / "log" / "day_0.tsv").read_text().splitlines(keepends=True)[:20]
 
 
+def scorer_of(run):
+    return RunScorer(run, "last", torch.device("cpu"))
+
+
 def _predict(run, raw, content, *, labelled=True):
     raw.write_text(content)
     out = raw.with_suffix(".parquet")
-    device = torch.device("cpu")
-    return predict(run, [raw], out, checkpoint="last", device=device, labelled=labelled)
+    return predict(scorer_of(run), [raw], out, labelled=labelled)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +93,8 @@ def test_files_of_one_name_are_told_apart(run, lines, tmp_path, monkeypatch):
     for path in inputs:
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(lines[:2]))
-    out, device = tmp_path / "scores", torch.device("cpu")
-    predict(run, inputs, out, checkpoint="last", device=device, labelled=True)
+    out = tmp_path / "scores"
+    predict(scorer_of(run), inputs, out, labelled=True)
     files = ["monday/log", "tuesday/log", str(tmp_path / "log"), r"\xff/log"]
     assert pq.read_table(out)["file"].to_pylist() == [name for name in files for _ in range(2)]
 
@@ -100,8 +103,7 @@ def test_a_place_that_cannot_be_written(run, lines, tmp_path):
     (tmp_path / "log").write_text(lines[0])
 
     def write_to(out):
-        device = torch.device("cpu")
-        predict(run, [tmp_path / "log"], out, checkpoint="last", device=device, labelled=True)
+        predict(scorer_of(run), [tmp_path / "log"], out, labelled=True)
 
     with pytest.raises(DataError, match=r": a folder; name the Parquet file to write"):
         write_to(tmp_path)

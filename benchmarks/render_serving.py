@@ -1,0 +1,101 @@
+"""The tables of the docs that tell of exported models and their server."""
+
+import json
+from typing import Any
+
+from results_file import RESULTS
+
+
+def export_precision() -> str:
+    """What a precision costs on test."""
+    lines = [
+        "| data | tables | MLPs | tables smaller | AUC change, largest of the seeds | NE change |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = sorted(path.stem for path in RESULTS.glob("export-precision-*.json"))
+    for name in names:
+        for precision, found in _load(name)["result"].items():
+            tables, mlp = precision.split("/")
+            lines.append(
+                f"| {name.removeprefix('export-precision-')} | {tables} | {mlp} "
+                f"| {found['times_smaller']:.2f}x | {found['largest_auc_change']:+.6f} "
+                f"| {found['largest_ne_change']:+.4%} |"
+            )
+    where = " ".join(dict.fromkeys(map(_where, names)))
+    return "\n".join([*lines, "", f"Against the float32 model of the same seed. {where}"])
+
+
+def serving_variants() -> str:
+    """Capacity and latency of each way of computing."""
+    content = _load("serving-variants")
+    lines = [
+        "| tables | MLPs | program | AUC | capacity, queries/s | p50 ms | p99 ms at half of it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in content["samples"]:
+        lines.append(
+            f"| {row['tables']} | {row['mlp']} | {row['program']} | {row['auc']:.6f} "
+            f"| {row['capacity_qps']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
+        )
+    return "\n".join([*lines, "", _load_words(content), _where("serving-variants")])
+
+
+def serving_peers() -> str:
+    """Other servers of the same model."""
+    content = _load("serving-peers")
+    best = max(s["capacity_qps"] for s in content["samples"] if s["server"] != "fastdlrm")
+    lines = [
+        "| server | body | capacity, queries/s | against the best other | p50 ms | p99 ms at half |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in content["samples"]:
+        latency = [f"{row[k]:.2f}" if k in row else "none" for k in ("p50_ms", "p99_ms")]
+        lines.append(
+            f"| {row['server']} | {row['body']} | {row['capacity_qps']:,.0f} "
+            f"| {row['capacity_qps'] / best:.1f}x | {' | '.join(latency)} |"
+        )
+    return "\n".join([*lines, "", _load_words(content), _where("serving-peers")])
+
+
+def serving_overload() -> str:
+    """Twice the capacity, and versions swapped under load."""
+    over, swap = _load("serving-overload")["result"], _load("serving-swap")["result"]
+    memory = over["memory_mib"]
+    refused = ", ".join(f"{count:,} {kind}" for kind, count in over["failures"].items())
+    quiet, with_swaps = swap["without"], swap["with_swaps"]
+    failed = sum(with_swaps["failures"].values()) + with_swaps["num_unfinished"]
+    lines = [
+        "| what | found |",
+        "|---|---|",
+        f"| offered, {over['offered_qps'] / over['capacity_qps']:.1f} times the capacity "
+        f"| {over['offered_qps']:,.0f} queries/s |",
+        f"| answered | {over['goodput_qps']:,.0f} queries/s, "
+        f"{over['goodput_share_of_capacity']:.0%} of the capacity |",
+        f"| p99 of those answered | {over['latency_ms']['p99']:.1f} ms |",
+        f"| the others | {refused} |",
+        f"| memory before, at most, after | {memory['before']:.0f}, {memory['largest']:.0f}, "
+        f"{memory['after']:.0f} MiB |",
+        f"| p99 at half of the capacity, without and with swaps "
+        f"| {quiet['latency_ms']['p99']:.2f}, {with_swaps['latency_ms']['p99']:.2f} ms |",
+        f"| requests that failed while {len(swap['swaps'])} versions were swapped | {failed} |",
+    ]
+    return "\n".join([*lines, "", _where("serving-overload")])
+
+
+def _load_words(content: dict[str, Any]) -> str:
+    config = content["config"]
+    return (
+        f"Queries of {config['candidates']} candidates of the dim-16 Criteo shape arrive as a "
+        f"Poisson process; capacity is the highest rate with p99 within {config['sla_ms']:g} ms; "
+        f"{config['workers']} workers; the generator runs on the same cores."
+    )
+
+
+def _load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
+
+
+def _where(name: str) -> str:
+    host = _load(name)["host"]
+    return f"{host['cpu']}, {host['cores']} cores, {host['date']}, commit {host['commit']}."

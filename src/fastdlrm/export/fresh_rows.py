@@ -1,0 +1,103 @@
+"""What training has changed in the tables of an exported model, as deltas for it.
+
+Shapes: n rows, D embedding dim.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastdlrm.contracts.delta import DELTAS, Delta, delta_path, read_delta, sequences, write_delta
+from fastdlrm.contracts.exported import ExportedManifest
+from fastdlrm.contracts.manifest import read_manifest, verify_files
+from fastdlrm.errors import ExportError
+from fastdlrm.export.model import MLP, TABLES
+from fastdlrm.export.tables import CHUNK_ROWS, map_stack, stored_rows, table_starts
+from fastdlrm.model.dlrm import DLRM
+
+
+def write_fresh_rows(folder: Path, model: DLRM, *, tables_only: bool = False) -> list[Path]:
+    """Write a delta for each table of which a row differs from what the exported model serves.
+
+    Rows are compared as they are stored: a change too small for the model's precision makes none.
+
+    Args:
+        folder: The exported model; the deltas go into its folder of deltas.
+        model: The same model, trained further, on the CPU.
+        tables_only: Whether to leave MLPs that differ as the exported model has them.
+
+    Returns:
+        The deltas written, in order; none where all rows are the same.
+
+    Raises:
+        ExportError: It is another model, a delta before is missing or damaged, or the MLPs differ.
+    """
+    manifest = read_manifest(folder, ExportedManifest, ExportError)
+    verify_files(folder, manifest, ExportError)
+    tables = model.tables.state_tensors()
+    sizes = {name: table.num_embeddings for name, table in manifest.encoding.tables.items()}
+    found = {name: len(rows) for name, rows in tables.items()}
+    if {name: sizes.get(name) for name in found} != found:
+        raise ExportError(
+            f"{folder}: its tables are {sizes}, the run's {found}; deltas are for the model that "
+            "was exported from this very run: export it anew"
+        )
+    if not tables_only:
+        _require_same_mlps(folder, model)
+    dim = next(iter(tables.values())).shape[1]
+    stack = map_stack(folder / TABLES, sum(found.values()), dim, manifest.table_dtype)
+    starts = table_starts(found)
+    sequence = _apply_deltas(folder / DELTAS, stack, starts, manifest)
+    written = []
+    for name, rows in tables.items():
+        served = stack[starts[name] : starts[name] + len(rows)]
+        ids = _changed(rows, served, manifest)
+        if len(ids):
+            sequence += 1
+            fresh = rows[torch.from_numpy(ids)].float().numpy()
+            delta = Delta(name, ids, fresh, sequence, time.time())
+            written.append(write_delta(folder / DELTAS, delta))
+    return written
+
+
+def _changed(rows: Tensor, served: Tensor, manifest: ExportedManifest) -> np.ndarray:
+    """Ids of the rows that would be stored otherwise, ascending, int64."""
+    found = []
+    for start in range(0, len(rows), CHUNK_ROWS):
+        stored = stored_rows(rows[start : start + CHUNK_ROWS], manifest.table_dtype)
+        differs = (stored != served[start : start + len(stored)]).any(1)
+        found.append(torch.nonzero(differs).flatten().numpy() + start)
+    return np.concatenate(found).astype(np.int64)
+
+
+def _apply_deltas(
+    folder: Path, stack: Tensor, starts: Mapping[str, int], manifest: ExportedManifest
+) -> int:
+    """Bring the private mapping up to the last delta; its sequence number."""
+    numbers = sequences(folder)
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise ExportError(
+            f"{folder}: deltas {numbers}; they count from 1 without a gap: bring the missing one"
+        )
+    for number in numbers:
+        delta = read_delta(delta_path(folder, number))
+        places = torch.from_numpy(delta.ids) + starts[delta.table]
+        stack[places] = stored_rows(torch.from_numpy(delta.rows), manifest.table_dtype)
+    return len(numbers)
+
+
+def _require_same_mlps(folder: Path, model: DLRM) -> None:
+    weights = load_file(folder / MLP)
+    now = {n: w for n, w in model.state_dict().items() if not n.startswith("tables.")}
+    differing = [n for n, w in weights.items() if n not in now or not torch.equal(w, now[n])]
+    if differing:
+        raise ExportError(
+            f"{folder}: the run's {differing[0]!r} differs from the exported one, and deltas carry "
+            "rows of tables alone; export a new version, or pass --tables-only to serve the new "
+            "rows under the old MLPs"
+        )

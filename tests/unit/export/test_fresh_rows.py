@@ -1,0 +1,61 @@
+"""Deltas of what training has changed: applied, they are the model trained further."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdlrm.contracts.delta import DELTAS, delta_path, read_delta
+from fastdlrm.errors import ExportError
+from fastdlrm.export.fresh_rows import write_fresh_rows
+from fastdlrm.export.model import ExportedModel
+from fastdlrm.export.write import ExportOptions, export
+
+
+def change(model, ids, by=0.25, count=2):
+    """Change rows of the first tables."""
+    with torch.no_grad():
+        for table in list(model.tables.state_tensors().values())[:count]:
+            table[ids] += by
+
+
+@pytest.mark.parametrize("tables", ["fp32", "int8"])
+def test_applied_they_are_the_model_trained_further(source, tmp_path, tables):
+    folder = tmp_path / "model"
+    export(source, ExportOptions(name="ctr", tables=tables), folder)
+    change(source.model, [0, 2])
+    first = write_fresh_rows(folder, source.model)
+    assert [path.name for path in first] == ["000000001.safetensors", "000000002.safetensors"]
+    assert read_delta(first[0]).ids.tolist() == [0, 2]
+    change(source.model, [1], count=1)
+    second = write_fresh_rows(folder, source.model)
+    assert [read_delta(path).sequence for path in second] == [3]
+    assert read_delta(second[0]).ids.tolist() == [1]
+    assert write_fresh_rows(folder, source.model) == []
+    export(source, ExportOptions(name="ctr", tables=tables), tmp_path / "anew")
+    served = ExportedModel.load(folder)
+    rows = served.warmup_rows()
+    for path in [*first, *second]:
+        served.apply(read_delta(path))
+    anew = ExportedModel.load(tmp_path / "anew")
+    assert np.array_equal(served.predict_raw(rows), anew.predict_raw(rows))
+
+
+def test_mlps_cannot_travel(source, tmp_path):
+    folder = tmp_path / "model"
+    export(source, ExportOptions(name="ctr"), folder)
+    change(source.model, [1])
+    with torch.no_grad():
+        source.model.top_mlp[0].bias += 1
+    with pytest.raises(ExportError, match=r"'top_mlp.0.bias' differs .* or pass --tables-only"):
+        write_fresh_rows(folder, source.model)
+    assert len(write_fresh_rows(folder, source.model, tables_only=True)) == 2
+
+
+def test_a_gap_is_told(source, tmp_path):
+    folder = tmp_path / "model"
+    export(source, ExportOptions(name="ctr"), folder)
+    change(source.model, [1])
+    write_fresh_rows(folder, source.model)
+    delta_path(folder / DELTAS, 1).unlink()
+    with pytest.raises(ExportError, match=r"deltas \[2\]; they count from 1 without a gap"):
+        write_fresh_rows(folder, source.model)
