@@ -74,9 +74,7 @@ def probabilities(calibration: Calibration, logits: NDArray[np.float32]) -> NDAr
     return logistic(served_logits(calibration, logits)).astype(np.float32)
 
 
-def served_logits(
-    calibration: Calibration, logits: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def served_logits(calibration: Calibration, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The logits of `probabilities`, whose tails float32 probabilities would round away.
 
     Args:
