@@ -32,11 +32,11 @@ def serving_variants() -> str:
         "| tables | MLPs | program | AUC | capacity, queries/s | p50 ms | p99 ms at half of it |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in content["samples"]:
-        lines.append(
-            f"| {row['tables']} | {row['mlp']} | {row['program']} | {row['auc']:.6f} "
-            f"| {row['capacity_qps']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
-        )
+    lines += [
+        f"| {row['tables']} | {row['mlp']} | {row['program']} | {row['auc']:.6f} "
+        f"| {row['capacity_qps']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} |"
+        for row in content["samples"]
+    ]
     return "\n".join([*lines, "", _load_words(content), _where("serving-variants")])
 
 
@@ -45,7 +45,7 @@ def serving_peers() -> str:
     content = _load("serving-peers")
     best = max(s["capacity_qps"] for s in content["samples"] if s["server"] != "fastdlrm")
     lines = [
-        "| server | body | capacity, queries/s | against the best other | p50 ms | p99 ms at half |",
+        "| server | body | capacity, queries/s | against the best other | p50 ms | p99 ms, half |",
         "|---|---|---|---|---|---|",
     ]
     for row in content["samples"]:

@@ -75,61 +75,78 @@ def raw(server: ServerProcess, *pieces: bytes, wait_s: float = 0.0) -> bytes:
 # ---- a worker dies
 
 
-def test_a_killed_worker_loses_no_request_in_silence(exported, golden, tmp_path):
+@pytest.fixture(scope="module")
+def crew(exported, tmp_path_factory):
+    """A server of two workers; the last test that uses it kills it."""
+    log = tmp_path_factory.mktemp("crew") / "log.jsonl"
+    with served(exported.models, log, "--workers", 2) as running:
+        yield running
+
+
+def workers_of(server: ServerProcess) -> list[int]:
+    """Process ids of its workers: the children of the process that it forks them from."""
+    top = server.process.pid
+    return [pid for pid, parent in descendants(top).items() if parent != top]
+
+
+def wait_for_workers(server: ServerProcess, restarts: float) -> None:
+    """Until two workers are ready and so many were replaced."""
+    until = time.monotonic() + 60
+    while (
+        server.metric("fastdlrm_worker_restarts", model=MODEL) < restarts
+        or server.metric("fastdlrm_workers", model=MODEL) < 2
+    ):
+        assert time.monotonic() < until, server.log.read_text()
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_loses_no_request_in_silence(crew, golden):
     columns, scores = golden
-    with served(exported.models, tmp_path / "log.jsonl", "--workers", 2) as server:
-        top = server.process.pid
-        workers = [pid for pid, parent in descendants(top).items() if parent != top]
-        assert len(workers) == 2, descendants(top)
-        with Traffic(server, columns, num_threads=6) as traffic:
-            traffic.wait(20)
-            os.kill(workers[0], signal.SIGKILL)
-            traffic.wait(200)
-            server_restarts = server.metric("fastdlrm_worker_restarts", model=MODEL)
-            until = time.monotonic() + 60
-            while server.metric("fastdlrm_workers", model=MODEL) < 2:
-                assert time.monotonic() < until, "the dead worker was not replaced"
-                time.sleep(0.05)
-        assert traffic.broken == []
-        for answer in traffic.answers:
-            if answer.status == 200:
-                assert np.array_equal(scores_of(answer), scores)
-            else:
-                assert answer.status in (500, 503), answer
-                assert answer.json()["error"]
-        failed = [answer for answer in traffic.answers if answer.status != 200]
-        assert len(failed) <= 6, failed  # at most what was under way when it died
-        assert max(server_restarts, server.metric("fastdlrm_worker_restarts", model=MODEL)) == 1
-        now = [pid for pid, parent in descendants(top).items() if parent != top]
-        assert workers[0] not in now
-        assert len(now) == 2
-        assert server.is_well(columns, scores)
+    workers = workers_of(crew)
+    assert len(workers) == 2, descendants(crew.process.pid)
+    with Traffic(crew, columns, num_threads=6) as traffic:
+        traffic.wait(20)
+        os.kill(workers[0], signal.SIGKILL)
+        traffic.wait(200)
+        wait_for_workers(crew, restarts=1)
+    assert traffic.broken == []
+    for answer in traffic.answers:
+        if answer.status == 200:
+            assert np.array_equal(scores_of(answer), scores)
+        else:
+            assert answer.status in (500, 503), answer
+            assert answer.json()["error"]
+    failed = [answer for answer in traffic.answers if answer.status != 200]
+    assert len(failed) <= 6, failed  # at most what was under way when it died
+    assert crew.metric("fastdlrm_worker_restarts", model=MODEL) == 1
+    now = workers_of(crew)
+    assert workers[0] not in now
+    assert len(now) == 2
+    assert crew.is_well(columns, scores)
 
 
-def test_all_workers_killed_at_once_are_replaced(exported, golden, tmp_path):
+def test_all_workers_killed_at_once_are_replaced(crew, golden):
     columns, scores = golden
-    with served(exported.models, tmp_path / "log.jsonl", "--workers", 2) as server:
-        top = server.process.pid
-        workers = [pid for pid, parent in descendants(top).items() if parent != top]
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-        until = time.monotonic() + 60
-        while server.infer(columns_body(columns)).status != 200:
-            assert time.monotonic() < until, "no worker came back"
-            time.sleep(0.05)
-        assert server.is_well(columns, scores)
-        assert server.metric("fastdlrm_worker_restarts", model=MODEL) >= 2
+    before = crew.metric("fastdlrm_worker_restarts", model=MODEL)
+    for pid in workers_of(crew):
+        os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while crew.infer(columns_body(columns)).status != 200:
+        assert time.monotonic() < until, "no worker came back"
+        time.sleep(0.05)
+    assert crew.is_well(columns, scores)
+    wait_for_workers(crew, restarts=before + 2)
 
 
-def test_workers_end_with_a_server_that_is_killed(exported, tmp_path):
-    with served(exported.models, tmp_path / "log.jsonl", "--workers", 2) as server:
-        below = descendants(server.process.pid)
-        server.process.kill()
-        server.process.wait()
-        until = time.monotonic() + 20
-        while left := [pid for pid in below if _is_alive(pid)]:
-            assert time.monotonic() < until, f"still there: {left}"
-            time.sleep(0.05)
+def test_workers_end_with_a_server_that_is_killed(crew):
+    below = descendants(crew.process.pid)
+    assert len(below) > 2
+    crew.process.kill()
+    crew.process.wait()
+    until = time.monotonic() + 20
+    while left := [pid for pid in below if _is_alive(pid)]:
+        assert time.monotonic() < until, f"still there: {left}"
+        time.sleep(0.05)
 
 
 def _is_alive(pid: int) -> bool:

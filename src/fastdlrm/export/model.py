@@ -43,7 +43,7 @@ from fastdlrm.export.programs import DenseProgram, load_program, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import stored_rows, stored_tables, table_starts
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
-from fastdlrm.kernels.cpu.matmul import apply_exact as multiply_as
+from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables, feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM

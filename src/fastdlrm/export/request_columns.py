@@ -21,15 +21,16 @@ from fastdlrm.contracts.schema import FIRST_ID, Schema, SparseFeature, Transform
 from fastdlrm.contracts.tensors import BYTES, WireTensor, bfloat16_to_float32
 from fastdlrm.data.encode import transform_numbers
 from fastdlrm.export.request_kernels import (
+    EMPTY_IS_VALUE,
     HASH,
     HEX,
     IDENTITY,
     INT,
     REFERENCE,
     STRING,
+    TRIMMED,
     VOCABULARY,
     find_text,
-    has_white_ends,
     write_bucket_ids,
     write_integer_ids,
     write_text_ids,
@@ -79,10 +80,9 @@ class CompiledColumns:
             missing: Texts that stand for a missing value.
             index: The vocabularies.
             datatypes: Of each column.
-            trims: Whether white space around a text is no part of it; such a text is left to the
-                path of `prepare`.
+            trims: Whether white space around a text is no part of it. It says that it cannot
+                encode such text; numbers and ids with white space it never knows.
         """
-        self._trims = trims
         kinds = {f.name: _kind(f, datatypes[f.column]) for f in schema.sparse}
         of = {
             kind: [(at, f) for at, f in enumerate(schema.sparse) if kinds[f.name] == kind]
@@ -102,9 +102,9 @@ class CompiledColumns:
 
         self._texts = [f.column for _, f in of["text"]]
         self._text_places = places["text"]
-        empty = 1 if "" not in missing else 0
+        more = (0 if "" in missing else EMPTY_IS_VALUE) + (TRIMMED if trims else 0)
         self._text_kinds = np.array(
-            [KINDS[f.key] + (empty if f.key == "string" else 0) for _, f in of["text"]],
+            [KINDS[f.key] + (more if f.key == "string" else 0) for _, f in of["text"]],
             dtype=np.int64,
         )
         self._integers = [f.column for _, f in of["integer"]]
@@ -158,7 +158,7 @@ class CompiledColumns:
             ):
                 return False
         if self._texts:
-            gathered = self._gathered(inputs, self._texts, start, stop)
+            gathered = _gathered(inputs, self._texts, start, stop)
             if gathered is None or not write_text_ids(
                 *gathered,
                 self._text_kinds,
@@ -174,12 +174,6 @@ class CompiledColumns:
         values = np.concatenate(columns, dtype=np.int64)
         starts = _starts(columns)
         return write_integer_ids(values, starts, self._integer_places, self._vocabulary, ids)
-
-    def _gathered(
-        self, inputs: Mapping[str, WireTensor], columns: Sequence[str], start: int, stop: int
-    ) -> Gathered | None:
-        found = _gathered(inputs, columns, start, stop)
-        return None if found is None or (self._trims and has_white_ends(*found)) else found
 
     def _numbers(
         self, inputs: Mapping[str, WireTensor], start: int, stop: int
@@ -202,7 +196,7 @@ class CompiledColumns:
         stop: int,
         numbers: NDArray[np.float64],
     ) -> bool:
-        gathered = self._gathered(inputs, self._number_texts, start, stop)
+        gathered = _gathered(inputs, self._number_texts, start, stop)
         if gathered is None:
             return False
         data, _, counts = gathered

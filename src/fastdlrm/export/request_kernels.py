@@ -18,6 +18,8 @@ from fastdlrm.data.values import SOUND, parse_id
 
 HEX, INT, STRING = 0, 1, 2
 """How a text becomes a key."""
+EMPTY_IS_VALUE, TRIMMED = 1, 2
+"""Added to STRING: an empty text is a value too; text with white space at an end is not sound."""
 VOCABULARY, HASH, REFERENCE, IDENTITY = 0, 1, 2, 3
 """How a key becomes an id."""
 ENCODING, FIRST_KEY, NUM_KEYS, FIRST_SLOT, NUM_SLOTS, MODULUS, FEATURE = range(7)
@@ -86,23 +88,6 @@ def pack_texts(data: Bytes, offsets: NDArray[np.int32], out: Bytes) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def has_white_ends(data: Bytes, starts: Integers, counts: Integers) -> bool:
-    """Whether a text begins or ends with white space; arguments as for `write_text_ids`."""
-    for k in range(len(counts)):
-        at, end = starts[k], starts[k + 1]
-        for _ in range(counts[k]):
-            if at + LENGTH_BYTES > end:
-                return False
-            begin = at + LENGTH_BYTES
-            at = begin + _length(data, at)
-            if at > end:
-                return False
-            if begin < at and (_is_white(data[begin]) or _is_white(data[at - 1])):
-                return True
-    return False
-
-
-@njit(cache=True, nogil=True)
 def write_text_ids(
     data: Bytes,
     starts: Integers,
@@ -119,7 +104,7 @@ def write_text_ids(
         data: The columns.
         starts: Column k is data[starts[k]:starts[k + 1]], shape (K + 1,).
         counts: Values of each, n or 1, shape (K,).
-        kinds: HEX, INT or STRING; STRING + 1 where an empty text is a value too; shape (K,).
+        kinds: HEX, INT, or STRING with or without `EMPTY_IS_VALUE` and `TRIMMED`; shape (K,).
         places: Shape (K, 7).
         vocabulary: Keys and slots of all tables.
         missing: Texts that stand for a missing value, but the empty one, and their offsets.
@@ -133,6 +118,8 @@ def write_text_ids(
     is_missing = np.empty(n, dtype=np.bool_)
     for k in range(len(counts)):
         at, end, count, kind = starts[k], starts[k + 1], counts[k], kinds[k]
+        has_empty = kind > STRING and (kind - STRING) & EMPTY_IS_VALUE != 0
+        is_trimmed = kind >= STRING + TRIMMED
         for i in range(count):
             if at + LENGTH_BYTES > end:
                 return False
@@ -140,10 +127,12 @@ def write_text_ids(
             at = begin + _length(data, at)
             if at > end:
                 return False
-            is_missing[i] = (begin == at and kind <= STRING) or _is_one_of(data, begin, at, missing)
+            is_missing[i] = (begin == at and not has_empty) or _is_one_of(data, begin, at, missing)
             if is_missing[i]:
                 continue
             if kind >= STRING:
+                if is_trimmed and begin < at and _has_white_ends(data, begin, at):
+                    return False
                 if not _is_utf8(data, begin, at):
                     return False
                 keys[i] = text_key(data, begin, at)
@@ -473,6 +462,11 @@ def _look_up_in(
     table_keys = vocabulary[0][first_key : first_key + place[NUM_KEYS]]
     slots = vocabulary[1][first_slot : first_slot + place[NUM_SLOTS]]
     look_up(keys, table_keys, slots, out)
+
+
+@njit(cache=True, nogil=True)
+def _has_white_ends(data: Bytes, begin: int, end: int) -> bool:
+    return _is_white(data[begin]) or _is_white(data[end - 1])
 
 
 @njit(cache=True, nogil=True)

@@ -30,6 +30,10 @@ for fewer they have kernels that sum in another order."""
 MIN_COLUMNS = 16
 """The same for the columns of a product: a single one is summed in pieces that depend on B."""
 
+PIECE_INPUTS = 256
+"""Up to so many inputs both sum a number in one go. Of more, where the rows are few, threads sum a
+share each, so that the bits depend on the number of threads and of rows (seen from 384 on)."""
+
 
 class Layer(NamedTuple):
     """A linear layer's tensors.
@@ -82,20 +86,45 @@ def linear_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias).relu_()
 
 
-def row_linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+def weight_pieces(weight: Tensor) -> tuple[Tensor, ...]:
+    """A layer's weight as `row_linear` takes it; a copy on the CPU.
+
+    Args:
+        weight: Shape (N, K); on the CPU N > 1: see `MIN_COLUMNS`.
+
+    Returns:
+        On the CPU pieces of shape (k, N), of about equal k up to `PIECE_INPUTS`; elsewhere the
+        weight.
+    """
+    if weight.is_cuda:
+        return (weight,)
+    count = -(-weight.shape[1] // PIECE_INPUTS)
+    return tuple(piece.t().contiguous() for piece in weight.tensor_split(max(count, 1), 1))
+
+
+def row_linear(x: Tensor, pieces: Sequence[Tensor], bias: Tensor, relu: bool) -> Tensor:
     """x weight^T + bias, or its maximum with 0: on the CPU each row's bits are its own.
 
-    There, `linear_relu` and torch's own layers round a row differently in batches of other sizes.
+    There, `linear_relu` and torch's own layers round a row differently in batches of other sizes
+    and on other numbers of threads.
 
     Args:
         x: Shape (B, K); on the CPU B >= `MIN_ROWS`.
-        weight: Shape (N, K), of `x`'s type; on the CPU N >= `MIN_COLUMNS`.
-        bias: Shape (N,).
+        pieces: Of the weight, of `x`'s type, as `weight_pieces` makes them.
+        bias: Shape (N,), likewise.
         relu: Whether ReLU follows.
     """
+    first, *others = pieces
     if x.is_cuda:
-        return linear_relu(x, weight, bias) if relu else F.linear(x, weight, bias)
-    y = x @ weight.t()
+        return linear_relu(x, first, bias) if relu else F.linear(x, first, bias)
+    if others:
+        at = len(first)
+        y = x[:, :at] @ first
+        for piece in others:
+            y.addmm_(x[:, at : at + len(piece)], piece)
+            at += len(piece)
+    else:
+        y = x @ first
     if relu and y.dtype == torch.float32 and y.numel() >= FUSED_NUMBERS:
         _bias_relu_(y, bias)
         return y

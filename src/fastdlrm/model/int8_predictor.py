@@ -85,4 +85,5 @@ def activation_ranges(model: DLRM, batches: Iterable[Batch]) -> tuple[Range, ...
 
 
 def _plain(layers: list[EvaluatedLayer]) -> list[tuple[Tensor, Tensor]]:
-    return [(layer.weight, layer.bias) for layer in layers]
+    """Weight (N, K) and bias of each."""
+    return [(torch.cat(layer.pieces).t().contiguous(), layer.bias) for layer in layers]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
-from fastdlrm.kernels.mlp import MIN_COLUMNS, MIN_ROWS, row_linear
+from fastdlrm.kernels.mlp import MIN_COLUMNS, MIN_ROWS, row_linear, weight_pieces
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.mlp import layers_of
 
@@ -26,6 +26,20 @@ WIDTH_MULTIPLE = 8
 
 
 class EvaluatedLayer(NamedTuple):
+    """A linear layer as it is computed.
+
+    Attributes:
+        pieces: Its weight, as `weight_pieces` makes them.
+        bias: Shape (N,).
+        norm: The normalisation behind it.
+    """
+
+    pieces: tuple[Tensor, ...]
+    bias: Tensor
+    norm: nn.Module | None
+
+
+class _Linear(NamedTuple):
     """A linear layer's tensors, shape (N, K) and (N,), and the normalisation behind it."""
 
     weight: Tensor
@@ -49,14 +63,12 @@ class Predictor:
         """
         self.dtype = dtype
         self._model = model
-        self._bottom = _layers(model.bottom_mlp, dtype)
-        *top, last = _layers(model.top_mlp, torch.float32)
-        first = top[0] if top else last
+        self._bottom = _evaluated(_layers(model.bottom_mlp), dtype)
+        first, *others = _layers(model.top_mlp)
         self._width = -(-first.weight.shape[1] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        widths = [self._width] + [0] * len(top)
-        *top, last = (_widened(x, w) for x, w in zip((*top, last), widths, strict=True))
-        self._top = [_of_type(layer, dtype) for layer in top]
-        self._last = _with_more_outputs(last)
+        *top, last = (_widened(first, self._width), *others)
+        self._top = _evaluated(top, dtype)
+        (self._last,) = _evaluated([_with_more_outputs(last)], torch.float32)
 
     @torch.inference_mode()
     def __call__(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
@@ -95,7 +107,7 @@ class Predictor:
             joined = cat_interaction(vector, pooled)
             joined = F.pad(joined, (0, self._width - joined.shape[1]))
         hidden = self._through_top(joined)
-        logits = row_linear(hidden, self._last.weight, self._last.bias, relu=False)
+        logits = row_linear(hidden, self._last.pieces, self._last.bias, relu=False)
         return logits[:B, 0].contiguous()
 
     def _through_bottom(self, dense: Tensor) -> Tensor:
@@ -109,20 +121,19 @@ class Predictor:
 
 def through(layers: Sequence[EvaluatedLayer], x: Tensor) -> Tensor:
     """Linear, norm, ReLU, linear, norm, ReLU, ..."""
-    for weight, bias, norm in layers:
-        x = row_linear(x, weight, bias, relu=norm is None)
+    for pieces, bias, norm in layers:
+        x = row_linear(x, pieces, bias, relu=norm is None)
         if norm is not None:
             x = norm(x.float()).relu_().to(x.dtype)
     return x
 
 
-def _layers(mlp: nn.Module | None, dtype: torch.dtype) -> list[EvaluatedLayer]:
+def _layers(mlp: nn.Module | None) -> list[_Linear]:
     """The linear layers of an MLP, each with the normalisation that follows it."""
-    found: list[EvaluatedLayer] = []
+    found: list[_Linear] = []
     for module in layers_of(mlp):
         if isinstance(module, nn.Linear):
-            weight, bias = module.weight.detach(), module.bias.detach()
-            found.append(_of_type(EvaluatedLayer(weight, bias, None), dtype))
+            found.append(_Linear(module.weight.detach(), module.bias.detach(), None))
         elif not isinstance(module, nn.ReLU | nn.Dropout):
             found[-1] = found[-1]._replace(norm=_Evaluated(module))
     return found
@@ -144,17 +155,19 @@ class _Evaluated(nn.Module):
         return y
 
 
-def _of_type(layer: EvaluatedLayer, dtype: torch.dtype) -> EvaluatedLayer:
-    return layer._replace(weight=layer.weight.to(dtype), bias=layer.bias.to(dtype))
+def _evaluated(layers: Sequence[_Linear], dtype: torch.dtype) -> list[EvaluatedLayer]:
+    return [
+        EvaluatedLayer(weight_pieces(layer.weight.to(dtype)), layer.bias.to(dtype), layer.norm)
+        for layer in layers
+    ]
 
 
-def _widened(layer: EvaluatedLayer, width: int) -> EvaluatedLayer:
+def _widened(layer: _Linear, width: int) -> _Linear:
     """A layer whose input is widened by zeros."""
-    missing = max(width - layer.weight.shape[1], 0)
-    return layer._replace(weight=F.pad(layer.weight, (0, missing)))
+    return layer._replace(weight=F.pad(layer.weight, (0, width - layer.weight.shape[1])))
 
 
-def _with_more_outputs(last: EvaluatedLayer) -> EvaluatedLayer:
+def _with_more_outputs(last: _Linear) -> _Linear:
     """The output layer with outputs of zero beside its one; see `MIN_COLUMNS`."""
     more = MIN_COLUMNS - len(last.weight) if not last.weight.is_cuda else 0
     return last._replace(

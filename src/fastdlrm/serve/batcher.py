@@ -20,6 +20,8 @@ from fastdlrm.serve.waiting import Entry, Part, Waiting, level_of
 
 HANDOVER_SHARE = 0.05
 """Of a new measurement in the mean of what a hand-over takes."""
+MARGIN_SHARE = 0.5
+"""Of a query's time that the margin may take: else a stall would have all short ones refused."""
 MARGIN_STEP = 0.1
 """How far one answer moves the margin, in times of a full batch."""
 
@@ -165,7 +167,8 @@ class Batcher:
                 f"{num_rows} more; try again later",
                 retry_after_s=max(latency_s / 2, 1e-3),
             )
-        late_s = now + latency_s + self.margin.seconds - deadline_s
+        margin_s = min(self.margin.seconds, MARGIN_SHARE * (deadline_s - now))
+        late_s = now + latency_s + margin_s - deadline_s
         if late_s > 0 and not self._is_idle():
             self.refused["predicted"] += 1
             raise Overloaded(
@@ -265,8 +268,8 @@ class Batcher:
 
     def complete(self, entry: Entry, now: float) -> None:
         """All parts of a query are scored."""
-        step_s = MARGIN_STEP * self.cost.predict_s(self.limits.max_batch_rows)
-        self.margin.observe(now - entry.promised_s, step_s)
+        full_s = self.cost.predict_s(self.limits.max_batch_rows)
+        self.margin.observe(now - entry.promised_s, MARGIN_STEP * full_s)
         self.end(entry)
 
     def end(self, entry: Entry) -> None:

@@ -42,7 +42,8 @@ from fastdlrm.serve.messages import (
 
 LOWEST_PRIORITY = 19
 GC_THRESHOLDS = (50_000, 50, 100)
-"""Of Python's collector: a batch's objects are freed without it."""
+"""Of Python's collector: a batch's objects are freed without it. What is there when serving begins
+is frozen, too: a full collection of torch's and pyarrow's objects alone pauses for 40 ms."""
 
 
 def run(task: Task, front: socket.socket, arena_fd: int) -> None:

@@ -12,13 +12,7 @@ import torch
 
 from fastdlrm.contracts.manifest import write_atomic
 from fastdlrm.errors import CheckpointError
-from fastdlrm.kernels.cpu.matmul import (
-    MAX_ERROR,
-    apply,
-    apply_exact,
-    calibrate,
-    relative_error,
-)
+from fastdlrm.kernels.cpu.matmul import apply, calibrate
 from fastdlrm.kernels.registry import Matmul, Way
 
 FILE = "matmul.json"
@@ -41,14 +35,14 @@ def settle(run: Path, device: torch.device, precision: str = "fp32") -> str:
     if device.type != "cpu":
         return ""
     choice = chosen(run)
-    since = ""
-    if choice is not None:
-        since = ", as the run began" if _is_exact(choice) else ", since the run's way is not exact"
-    else:
+    is_new = choice is None
+    if choice is None:
         choice = calibrate()
         write_atomic(run / FILE, msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
-    way = choice.way if _is_exact(choice) else "default"
-    apply(way)
+    way, since = apply(choice.way), ""
+    if not is_new:
+        is_kept = way == choice.way
+        since = ", as the run began" if is_kept else ", since the run's way is not exact"
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in choice.gflop_s.items())
     line = f"float32 products: {way}{since} ({choice.reason}); GFLOP/s: {speeds}"
     if precision == "bf16" and choice.gflop_s["bf16"] < choice.gflop_s[choice.way]:
@@ -64,19 +58,15 @@ def use(run: Path, device: torch.device) -> Way:
         device: Where to compute.
 
     Returns:
-        How products are computed on this CPU.
+        How a CPU multiplies from here on.
 
     Raises:
         CheckpointError: The file is damaged.
     """
-    if device.type == "cpu" and (choice := chosen(run)) is not None:
-        return apply_exact(choice.way)
-    return "default"
-
-
-def _is_exact(choice: Matmul) -> bool:
-    """Whether the way is as exact on this machine, which may be another, as float32 should be."""
-    return choice.way == "default" or relative_error(choice.way) <= MAX_ERROR
+    choice = chosen(run)
+    if device.type != "cpu" or choice is None:
+        return "default"
+    return apply(choice.way)
 
 
 def chosen(run: Path) -> Matmul | None:

@@ -68,6 +68,9 @@ def test_white_space_around_a_text_is_trimmed_where_the_log_is_text(tmp_path: Pa
     trimming = make(tmp_path / "a", "word", missing=("", "NA"), trims=True)
     assert ids_of(trimming, word=sent) == [2, 2, 1, 2, 4, 1]
     assert ids_of(make(tmp_path / "b", "word"), word=sent)[:3] == [0, 0, 0]
+    with_empty = make(tmp_path / "e", "word", missing=("NA",), trims=True)
+    assert ids_of(with_empty, word=texts(" ", "", "tea")) == [6, 6, 2]
+    assert ids_of(with_empty, word=texts("")) == [6]
     item = make(tmp_path / "c", "item", trims=True)
     assert ids_of(item, item=texts(" -3", "7 ", " ", "1")) == [5, 4, 1, 3]
     price = make(tmp_path / "d", *(f.name for f in DENSE), trims=True)

@@ -1,9 +1,19 @@
 """The choice of a way to multiply: exactness before speed, and a gain worth a change."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from fastdlrm.kernels.cpu.matmul import MAX_ERROR, PRECISIONS, apply, calibrate, choose
+from fastdlrm.kernels.cpu.matmul import (
+    MAX_ERROR,
+    PRECISIONS,
+    apply,
+    calibrate,
+    choose,
+    relative_error,
+)
+from fastdlrm.kernels.registry import Way
 
 EXACT = {"default": 3e-7, "onednn": 4e-7}
 
@@ -33,11 +43,23 @@ def test_record_of_this_machine() -> None:
     assert record.error[record.way] <= MAX_ERROR
 
 
-def test_applying_sets_torchs_precision() -> None:
+@pytest.fixture
+def _precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    try:
-        for way, precision in PRECISIONS.items():
-            apply(way)
-            assert torch.get_float32_matmul_precision() == precision
-    finally:
-        torch.set_float32_matmul_precision(before)
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("_precision")
+@pytest.mark.parametrize("way", PRECISIONS)
+def test_applying_sets_torchs_precision(way: Way) -> None:
+    taken = apply(way)
+    assert torch.get_float32_matmul_precision() == PRECISIONS[taken]
+    assert taken == (way if relative_error(way) <= MAX_ERROR else "default")
+
+
+@pytest.mark.usefixtures("_precision")
+def test_a_way_that_rounds_here_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdlrm.kernels.cpu.matmul.MAX_ERROR", 0.0)  # no way is that exact
+    assert apply("onednn") == "default"
+    assert torch.get_float32_matmul_precision() == "highest"

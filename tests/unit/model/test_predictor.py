@@ -80,7 +80,7 @@ def test_bf16_is_near_and_only_where_asked_for() -> None:
     assert not torch.equal(coarse, exact)
 
 
-WIDE = {"bottom": (512, 256, 64, D), "top": (512, 256)}
+WIDE = {"bottom": (1024, 256, 64, D), "top": (512, 256)}
 NARROW = {"bottom": (6, D), "top": (9, 5)}
 
 

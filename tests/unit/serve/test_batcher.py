@@ -134,6 +134,20 @@ def test_an_idle_engine_takes_what_it_believes_to_be_late():
         batcher.add(1, 0.1, 0, now=0.0)
 
 
+def test_a_margin_keeps_what_would_be_late_out_but_takes_half_of_a_querys_time_at_most():
+    batcher = batcher_of(measured=[(1, 0.001), (101, 0.011)])  # 0.9 ms + 0.1 ms a row
+    batcher.add(100, 99.0, 0, now=0.0)
+    batcher.take(0.0)  # 10.9 ms of work, so 1 row more has its score after 11.9 ms
+    batcher.margin.seconds = 0.02
+    with pytest.raises(Overloaded, match=r"of 1 rows would come 5\.9 ms after the deadline"):
+        batcher.add(1, 0.012, 0, now=0.0)  # 11.9 + 6 - 12
+    with pytest.raises(Overloaded, match=r"would come 1\.9 ms after the deadline"):
+        batcher.add(1, 0.02, 0, now=0.0)  # 11.9 + 10 - 20
+    batcher.add(1, 0.025, 0, now=0.0)  # 11.9 + 12.5 < 25
+    batcher.margin.seconds = 60.0
+    batcher.add(1, 10.0, 0, now=0.0)  # 5 s of its 10 are left for 12.9 ms of work
+
+
 def test_a_passed_deadline_is_refused():
     with pytest.raises(DeadlineExceeded, match=r"passed 500\.0 ms before the query came"):
         batcher_of().add(1, 0.5, 0, now=1.0)

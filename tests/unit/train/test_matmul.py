@@ -67,6 +67,6 @@ def test_a_way_that_rounds_is_not_taken_over(tmp_path: Path, monkeypatch) -> Non
     (tmp_path / FILE).write_bytes(
         msgspec.json.encode(msgspec.structs.replace(choice, way="onednn"))
     )
-    monkeypatch.setattr("fastdlrm.train.matmul.MAX_ERROR", 0.0)  # no way is that exact
+    monkeypatch.setattr("fastdlrm.kernels.cpu.matmul.MAX_ERROR", 0.0)  # no way is that exact
     assert "float32 products: default, since the run's way is not exact" in settle(tmp_path, CPU)
     assert torch.get_float32_matmul_precision() == "highest"

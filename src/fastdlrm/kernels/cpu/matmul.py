@@ -75,21 +75,23 @@ def choose(gflop_s: dict[str, float], error: dict[str, float]) -> tuple[Way, str
     return "onednn", f"{gain:.2f} times as fast, relative error {error['onednn']:.0e}"
 
 
-def apply(way: Way) -> None:
-    """Compute float32 products this way from here on, in the whole process."""
-    torch.set_float32_matmul_precision(PRECISIONS[way])
+def is_exact(way: Way) -> bool:
+    """Whether the way is as exact on this machine, which may be another, as float32 should be."""
+    return way == "default" or relative_error(way) <= MAX_ERROR
 
 
-def apply_exact(way: Way) -> Way:
-    """Compute this way from here on, or by torch's choice where this way is not exact here.
+def apply(way: Way) -> Way:
+    """Compute float32 products this way from here on, in the whole process.
+
+    Args:
+        way: Chosen on some machine.
 
     Returns:
-        The way taken: a machine with a tile unit rounds where another does not.
+        The way that is taken: torch's own where the other is not exact here.
     """
-    if way != "default" and relative_error(way) > MAX_ERROR:
-        way = "default"
-    apply(way)
-    return way
+    taken: Way = way if is_exact(way) else "default"
+    torch.set_float32_matmul_precision(PRECISIONS[taken])
+    return taken
 
 
 def _nanoseconds(call: Callable[[], object]) -> int:
