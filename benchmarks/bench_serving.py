@@ -35,6 +35,8 @@ from fastdlrm.load.search import Probe, search
 
 PORT = 8100
 CANDIDATES = 100
+NETWORK_MS = 3.0
+"""Of a deadline, for the way to the server and back; the server counts from arrival."""
 VARIANTS = (
     ("fp32", "fp32", "eager"),
     ("bf16", "bf16", "eager"),
@@ -93,12 +95,43 @@ def peers(args: argparse.Namespace) -> dict[str, Any]:
         if name == "mlserver" and args.no_mlserver:
             continue
         with server() as served:
-            found = capacity_and_half(served, args, body=body, rows=str(model / "warmup.arrow"))
+            found = climbed(served, args, body=body, rows=str(model / "warmup.arrow"))
         samples.append({"server": name, "body": body, **found})
         print(json.dumps(samples[-1]), file=sys.stderr)
     plain = max(s["capacity_qps"] for s in samples if s["server"] != "fastdlrm")
     ratios = {s["body"]: s["capacity_qps"] / plain for s in samples if s["server"] == "fastdlrm"}
     return {"ratio_to_best_peer": ratios, "samples": samples}
+
+
+def climbed(served: Served, args: argparse.Namespace, **plan: Any) -> dict[str, Any]:
+    """The last rate of a ladder, each a quarter above the one before, whose p99 is within the SLA.
+
+    A search with the confidence of `variants` takes minutes at the rates that peers reach.
+    """
+    rungs: list[dict[str, Any]] = []
+    rate = args.start_qps if served.is_ours else args.start_qps / 25
+    while True:
+        found = run(
+            Plan(
+                **common(served, args, **plan),
+                rate=rate,
+                duration_s=min(max(args.probe_seconds, 300 / rate), 15.0),
+                sla_ms=args.sla_ms,
+            )
+        )
+        latency = found.latency_ms
+        rungs.append({"rate": rate, "latency_ms": plain(latency), "generator": generator(found)})
+        is_kept = not found.failures and latency is not None and latency.p99 <= args.sla_ms
+        if not is_kept or not found.is_valid:
+            break
+        rate *= 1.25
+    kept = rungs[-2] if len(rungs) > 1 else None
+    return {
+        "capacity_qps": kept["rate"] if kept else 0.0,
+        "p50_ms": kept["latency_ms"]["p50"] if kept else None,
+        "p99_ms": kept["latency_ms"]["p99"] if kept else None,
+        "rungs": rungs,
+    }
 
 
 def overload(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +144,7 @@ def overload(args: argparse.Namespace) -> dict[str, Any]:
             **common(served, args),
             rate=2 * capacity["capacity_qps"],
             duration_s=args.overload_seconds,
-            timeout_ms=args.sla_ms,
+            timeout_ms=args.sla_ms - NETWORK_MS,
             sla_ms=args.sla_ms,
             max_connections=4096,
         )
@@ -129,7 +162,8 @@ def overload(args: argparse.Namespace) -> dict[str, Any]:
         "num_unfinished": found.num_unfinished,
         "memory_mib": {"before": before, "largest": max(memory), "after": after},
         "generator": generator(found),
-        "samples": [plain(second) for second in found.seconds],
+        "seconds": [plain(second) for second in found.seconds],
+        "samples": [counts(second) for second in found.seconds],
     }
 
 
@@ -174,7 +208,8 @@ def swap(args: argparse.Namespace) -> dict[str, Any]:
         else None,
         "swaps": events,
         "generator": [generator(quiet), generator(swapped)],
-        "samples": [plain(second) for second in swapped.seconds],
+        "seconds": [plain(second) for second in swapped.seconds],
+        "samples": [counts(second) for second in swapped.seconds],
     }
 
 
@@ -204,7 +239,7 @@ def capacity_of(served: Served, args: argparse.Namespace, **plan: Any) -> dict[s
     found = search(
         Plan(
             **common(served, args, **plan),
-            closed=4,
+            rate=args.start_qps / (1 if served.is_ours else 4),
             duration_s=args.probe_seconds,
             sla_ms=args.sla_ms,
         ),
@@ -238,6 +273,11 @@ def exported(args: argparse.Namespace, tables: str, mlp: str, program: str) -> P
 
 def workers(args: argparse.Namespace) -> list[str]:
     return ["--workers", str(args.workers)]
+
+
+def counts(second: Any) -> dict[str, int]:
+    """Queries of a second, and how many got scores; percentiles may be absent."""
+    return {"at_s": second.at_s, "sent": second.num_queries, "answered": second.num_answered}
 
 
 def generator(found: Any) -> dict[str, Any]:
@@ -285,6 +325,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--probe-seconds", type=float, default=6.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--tolerance", type=float, default=0.05)
+    parser.add_argument("--start-qps", type=float, default=400.0, help="a quarter for peers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variant", default="fp32,fp32,eager")
     parser.add_argument("--no-mlserver", action="store_true")

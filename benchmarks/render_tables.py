@@ -9,6 +9,7 @@ import statistics
 import sys
 from typing import Any
 
+from render_serving import export_precision
 from results_file import RESULTS, ROOT
 from simulate_scaling import machines, scaling, scaling_check, scaling_ranks
 
@@ -285,6 +286,7 @@ def _where(name: str) -> str:
 TABLES = {
     ROOT / "README.md": (accuracy, pipeline, train_cuda, parallel),
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
+    ROOT / "docs" / "guides" / "export.md": (export_precision,),
     ROOT / "docs" / "performance.md": (
         train_cuda,
         parallel,

@@ -25,11 +25,13 @@ class Served:
         url: http://127.0.0.1:PORT.
         model: What requests call it.
         process: Its first process.
+        is_ours: Whether it is no peer.
     """
 
     url: str
     model: str
     process: subprocess.Popen[bytes]
+    is_ours: bool = False
 
     def get(self, path: str) -> Any:
         """A JSON body."""
@@ -61,7 +63,7 @@ def ours(models: Path, model: str, port: int, *flags: str) -> Iterator[Served]:
     """
     command = [sys.executable, "-m", "fastdlrm", "serve", str(models), "--port", str(port)]
     command += ["--set", "grpc.enabled=false", *flags]
-    with running(command, f"http://127.0.0.1:{port}", model) as served:
+    with running(command, f"http://127.0.0.1:{port}", model, is_ours=True) as served:
         yield served
 
 
@@ -85,11 +87,13 @@ def mlserver(run: Path, folder: Path, port: int, workers: int) -> Iterator[Serve
 
 
 @contextmanager
-def running(command: Sequence[str], url: str, model: str) -> Iterator[Served]:
+def running(
+    command: Sequence[str], url: str, model: str, *, is_ours: bool = False
+) -> Iterator[Served]:
     """A server from ready to gone."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    served = Served(url, model, process)
+    served = Served(url, model, process, is_ours)
     try:
         _wait(served)
         yield served

@@ -65,7 +65,8 @@ def application(scorer: PlainScorer) -> FastAPI:
         }
         scores = scorer.score(columns)
         output = {"name": "score", "datatype": "FP32", "shape": [len(scores)], "data": scores}
-        return {"model_name": "ctr", "model_version": "1", "id": request.id, "outputs": [output]}
+        answer = {"model_name": "ctr", "model_version": "1", "outputs": [output]}
+        return answer if request.id is None else {**answer, "id": request.id}
 
     return app
 

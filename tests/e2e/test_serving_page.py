@@ -16,8 +16,8 @@ from tests.e2e.serving import MODEL, Traffic, rows_of, served
 
 pytestmark = pytest.mark.xdist_group("serving")
 QPS = """(() => { for (const tile of document.querySelectorAll('#tiles > div'))
-  if (tile.querySelector('dt').innerText === 'Queries')
-    return parseFloat(tile.querySelector('dd').innerText.replace(',', '')) || 0; })()"""
+  if (tile.querySelector('dt')?.innerText === 'Queries')
+    return parseFloat(tile.querySelector('dd')?.innerText.replace(',', '')) || 0; })()"""
 DRAWN = "[...document.querySelectorAll('#charts path.line')].filter(p => p.getAttribute('d'))"
 TOKEN = "secret-of-the-page"
 
@@ -27,7 +27,7 @@ def page(server, tmp_path_factory):
     with browsing(tmp_path_factory.mktemp("profile")) as opened:
         opened.look()
         opened.open(server.url + "/")
-        opened.wait("document.querySelector('#state').innerText === 'ready'")
+        opened.wait("document.querySelector('#state')?.innerText === 'ready'")
         opened.wait("document.querySelectorAll('#fields input').length > 0")
         yield opened
 
@@ -67,6 +67,7 @@ def test_the_form_scores_an_example(page, server):
 
 
 def test_another_example_and_a_missing_value_score_too(page):
+    send(page, ".big")
     page.click("#another")
     page.value("document.querySelector('#fields input[name=I1]').value = ''")
     before = page.text("#answer .big")
@@ -127,7 +128,7 @@ def test_the_documents_send_their_examples(page, server, verb):
     page.open(server.url + "/docs")
     path = f"/v2/models/{{model}}/{verb}" if verb == "infer" else f"/{verb}"
     route = f"[...document.querySelectorAll('details.route.post, details.route')].find(d => \
-      d.querySelector('code').innerText === {json.dumps(path)})"
+      d.querySelector('code')?.innerText === {json.dumps(path)})"
     page.wait(f"!!({route})")
     page.value(f"({route}).open = true")
     page.wait(f"!!({route}).querySelector('button')")
@@ -174,7 +175,7 @@ def test_a_page_that_needs_a_token_asks_for_it(page, exported, tmp_path):
         assert page.text("#state") == "locked"
         page.value(f"document.querySelector('#token').value = {json.dumps(TOKEN)}")
         page.click("#login button")
-        page.wait("document.querySelector('#state').innerText === 'ready'")
+        page.wait("document.querySelector('#state')?.innerText === 'ready'")
         page.wait("document.querySelector('#login').hidden")
         page.wait("document.querySelectorAll('#fields input').length > 0")
         send(page, ".big")

@@ -354,8 +354,14 @@ class Engine:
             self._observer.flushed(batch.reason, batch.num_rows, fill)
 
     def _answer(self, pending: Pending, now: float) -> None:
+        """Give a query its scores, or say that they came too late to be of use."""
         entry = pending.entry
         self._batcher.complete(entry, now)
+        if now >= entry.deadline_s:
+            self._num_failed += 1
+            if not pending.future.done():
+                pending.future.set_exception(self._too_late(entry, now))
+            return
         self._num_answered += 1
         if not pending.future.done():
             pending.future.set_result(

@@ -229,6 +229,18 @@ def test_a_deadline_is_kept_while_a_worker_is_busy(loop, planted):
     loop.run(test())
 
 
+def test_scores_that_come_after_the_deadline_are_of_no_use(loop, planted):
+    async def test() -> None:
+        engine = await planted.start({"batch_s": 0.045}, depth=1)
+        assert type(await outcome(engine, 1.0, within_s=0.042)) is DeadlineExceeded
+        await until(lambda: engine.statistics().num_running == 0)
+        assert engine.statistics().num_answered == 0
+        assert engine.statistics().arena_used_bytes == 0
+        await engine.stop()
+
+    loop.run(test())
+
+
 def test_cancelled_queries_are_dropped_and_their_memory_is_freed(loop, planted):
     async def test() -> None:
         engine = await planted.start({"batch_s": 0.05}, depth=1)
