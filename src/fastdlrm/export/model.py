@@ -254,6 +254,12 @@ class ExportedModel:
                 f"delta {delta.sequence} after {self.sequence}: {self.sequence + 1} must be next; "
                 "bring the missing one, or publish a new version"
             )
+        base = self.manifest.files[TABLES].sha256
+        if delta.base not in ("", base):
+            raise ExportError(
+                f"delta {delta.sequence}: made for tables {delta.base[:12]}.., the model's are "
+                f"{base[:12]}..; it belongs to another export"
+            )
         sizes = self._tables.num_embeddings
         dim = self.manifest.config["model"]["embedding_dim"]
         size = sizes.get(delta.table)

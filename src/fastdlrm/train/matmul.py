@@ -63,8 +63,7 @@ def use(run: Path, device: torch.device) -> Way:
     Raises:
         CheckpointError: The file is damaged.
     """
-    choice = chosen(run)
-    if device.type != "cpu" or choice is None:
+    if device.type != "cpu" or (choice := chosen(run)) is None:
         return "default"
     return apply(choice.way)
 
