@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastdlrm.config import from_tree
 from fastdlrm.contracts.delta import DELTAS, Delta, delta_path, read_delta, sequences, write_delta
 from fastdlrm.contracts.exported import ExportedManifest
 from fastdlrm.contracts.manifest import RunManifest, read_manifest, verify_files
 from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, TABLES
 from fastdlrm.export.tables import CHUNK_ROWS, map_stack, stored_rows, table_starts
+from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 
 MAX_DELTA_ROWS = 1 << 18
@@ -94,9 +96,10 @@ def _apply_deltas(
 
 def _require_same_encoding(folder: Path, manifest: ExportedManifest, run: RunManifest) -> None:
     """An id must mean the same row in both."""
+    shapes = [from_tree(m.config["model"], ModelConfig, str(folder)) for m in (run, manifest)]
     is_same = (
         (run.schema, run.encoding) == (manifest.schema, manifest.encoding)
-        and run.config["model"] == manifest.config["model"]
+        and shapes[0] == shapes[1]
         and all(manifest.files[name].sha256 == entry.sha256 for name, entry in run.files.items())
     )
     if not is_same:
