@@ -61,8 +61,8 @@ def test_a_calibrated_model_is_better_calibrated(trained):
     assert len(model.manifest.calibration.knot_logits) > 1
 
 
-def test_deltas_bring_a_model_to_the_last_checkpoint(trained):
-    folder, log = trained
+def test_a_checkpoint_that_is_served_makes_no_delta(trained):
+    folder, _ = trained
     out = folder / "first"
     invoke("export", "--run", folder / "run", "--checkpoint", "last", "--out", out)
     nothing = json.loads(invoke("export-delta", "--run", folder / "run", "--model", out, "--json"))
