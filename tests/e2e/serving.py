@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from fastdlrm.contracts.exported import SCORE
 from tests.builders import invoke, tiny_dataset
 
 MODEL = "ctr"
@@ -53,11 +54,11 @@ def golden_rows(folder: Path) -> tuple[dict[str, list[str]], np.ndarray]:
     """Raw columns as texts (empty: missing) and scores of an exported model's golden rows."""
     with pa.memory_map(str(folder / "golden.arrow")) as source:
         rows = ipc.open_file(source).read_all()
-    scores = rows.column("score").to_numpy()
+    scores = rows.column(SCORE).to_numpy()
     columns = {
         name: [value or "" for value in rows.column(name).to_pylist()]
         for name in rows.column_names
-        if name != "score"
+        if name != SCORE
     }
     return columns, scores
 

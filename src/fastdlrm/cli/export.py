@@ -7,6 +7,7 @@ import msgspec
 import typer
 
 from fastdlrm.cli.options import CheckpointName, Json, RunFolder, emit
+from fastdlrm.contracts.exported import ExportedManifest
 from fastdlrm.errors import ConfigError
 
 
@@ -33,7 +34,17 @@ def export(
     max_auc_drop: Annotated[float, typer.Option(help="Most AUC a precision may cost.")] = 0.001,
     max_ne_rise: Annotated[
         float, typer.Option(help="Most normalised entropy it may cost, relative.")
-    ] = 0.002,
+    ] = 0.001,
+    verify_rows: Annotated[
+        int, typer.Option(help="Most rows of the test split to compare.")
+    ] = 1_000_000,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Measure all other precisions too.")
+    ] = False,
+    requests: Annotated[
+        list[str] | None,
+        typer.Option(help="Raw file of real requests, to check and warm up with. Repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a run's model as one directory that can be served.
@@ -43,11 +54,15 @@ def export(
 
         fastdlrm export --run RUN --data DATA --tables int8 --out MODELS/ctr/1
     """
+    import torch
+
     from fastdlrm.contracts.manifest import MANIFEST, sha256_of
     from fastdlrm.data.dataset import Dataset
-    from fastdlrm.export.write import ExportOptions, Source
+    from fastdlrm.data.source import expand_inputs
+    from fastdlrm.export.logged_rows import logged_rows
+    from fastdlrm.export.write import GOLDEN_ROWS, WARMUP_ROWS, ExportOptions, Source
     from fastdlrm.export.write import export as write
-    from fastdlrm.train.matmul import chosen
+    from fastdlrm.train.matmul import use
     from fastdlrm.train.run import Run
 
     try:
@@ -61,6 +76,8 @@ def export(
                 "negative_rate": negative_rate,
                 "max_auc_drop": max_auc_drop,
                 "max_ne_rise": max_ne_rise,
+                "verify_rows": verify_rows,
+                "compare": compare,
             },
             ExportOptions,
         )
@@ -79,7 +96,6 @@ def export(
             for split in ("validation", "test")
             if split in dataset.manifest.splits
         }
-    way = chosen(run)
     source = Source(
         model=opened.load_model(checkpoint),
         config=opened.recipe.model,
@@ -87,24 +103,29 @@ def export(
         encoding=opened.manifest.encoding,
         vocabularies=run,
         source=opened.recipe.data.source,
-        matmul="default" if way is None else way.way,
+        matmul=use(run, torch.device("cpu")),
         step=int(opened.checkpoint_folder(checkpoint).name.removeprefix("step-")),
         run_sha256=sha256_of(run / MANIFEST),
     )
-    manifest = write(source, options, out, **splits)
+    real = None
+    if requests:
+        paths, wanted = expand_inputs(requests), GOLDEN_ROWS + WARMUP_ROWS
+        real = logged_rows(paths, source.source, source.schema, wanted, seed=1)
+    manifest = write(source, options, out, **splits, requests=real)
 
-    def lines() -> dict[str, Any]:
-        found: dict[str, Any] = {"model": f"{manifest.name}, step {manifest.step}"}
-        for quality in manifest.quality:
-            head = f"tables {quality.tables}, MLPs {quality.mlp}"
-            found[f"{head}: AUC"] = quality.auc
-            found[f"{head}: NE"] = quality.ne
-            found[f"{head}: calibration"] = quality.calibration
-            found[f"{head}: table bytes"] = quality.tables_bytes
-        if manifest.quality:
-            found["largest logit difference"] = manifest.quality[-1].max_logit_difference
-        else:
-            found["verified"] = "golden rows only; name the dataset with --data for more"
-        return {**found, "folder": str(out)}
+    emit(manifest, json, lambda: _lines(manifest, out))
 
-    emit(manifest, json, lines)
+
+def _lines(manifest: ExportedManifest, out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"model": f"{manifest.name}, step {manifest.step}"}
+    for quality in manifest.quality:
+        head = f"tables {quality.tables}, MLPs {quality.mlp}"
+        found[f"{head}: AUC"] = quality.auc
+        found[f"{head}: NE"] = quality.ne
+        found[f"{head}: log loss"] = quality.log_loss
+        found[f"{head}: calibration"] = quality.calibration
+        found[f"{head}: table bytes"] = quality.tables_bytes
+        found[f"{head}: largest logit difference"] = quality.max_logit_difference
+    if not manifest.quality:
+        found["verified"] = "golden rows only; name the dataset with --data for more"
+    return {**found, "folder": str(out)}

@@ -27,8 +27,9 @@ def export_delta(
     from fastdlrm.export.fresh_rows import write_fresh_rows
     from fastdlrm.train.run import Run
 
-    trained = Run.open(run).load_model(checkpoint)
-    paths = write_fresh_rows(model, trained, tables_only=tables_only)
+    opened = Run.open(run)
+    trained = opened.load_model(checkpoint)
+    paths = write_fresh_rows(model, opened.manifest, trained, tables_only=tables_only)
     rows = {path.name: len(read_delta(path).ids) for path in paths}
     result = {"deltas": [str(path) for path in paths], "num_rows": sum(rows.values())}
     emit(

@@ -32,6 +32,8 @@ class Delta(NamedTuple):
         rows: Their numbers, shape (n, D), float32, finite.
         sequence: 1 for the first delta of a model, then one more each.
         created_s: When it was made, in seconds since 1970: what staleness is counted from.
+        base: sha256 of the file of tables that it was made for; empty: of any model that has
+            such a table.
     """
 
     table: str
@@ -39,6 +41,7 @@ class Delta(NamedTuple):
     rows: NDArray[np.float32]
     sequence: int
     created_s: float
+    base: str = ""
 
 
 def delta_path(folder: Path, sequence: int) -> Path:
@@ -56,13 +59,19 @@ def write_delta(folder: Path, delta: Delta) -> Path:
     """Write a delta so that a reader sees all of it or none.
 
     Raises:
-        ExportError: Its arrays do not fit each other, or hold what no table can.
+        ExportError: Its arrays do not fit each other, or hold what no table can; there is one of
+            its number.
     """
     path = delta_path(folder, delta.sequence)
     _require_sound(path, delta)
+    if path.exists():
+        raise ExportError(
+            f"{path}: there is one already, and servers may have applied it; take the next number"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"ids": delta.ids, "rows": delta.rows}
-    facts = {"table": delta.table, "sequence": delta.sequence, "created_s": delta.created_s}
+    facts = {"table": delta.table, "sequence": delta.sequence}
+    facts |= {"created_s": delta.created_s, "base": delta.base}
     write_atomic(path, save(tensors, {"delta": json.dumps(facts)}))
     return path
 
@@ -84,6 +93,7 @@ def read_delta(path: Path) -> Delta:
             rows=tensors["rows"],
             sequence=int(facts["sequence"]),
             created_s=float(facts["created_s"]),
+            base=str(facts.get("base", "")),
         )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as problem:
         raise ExportError(f"{path}: no delta: {problem}; write it again") from problem

@@ -5,7 +5,7 @@ MODEL/tables.bin         rows of all tables, one after the other, see `fastdlrm.
 MODEL/vocab/             the vocabularies of the encoding, for reading them
 MODEL/vocabularies.index the same as hash tables, to be mapped
 MODEL/mlp.safetensors    the MLPs in float32, whatever they compute in
-MODEL/golden.arrow       raw rows as text, null where missing, and `score`: checked at every load
+MODEL/golden.arrow       raw rows as text, null where missing, and `__score`: checked at every load
 MODEL/warmup.arrow       more raw rows: to warm a server with, and for those who test it
 MODEL/programs/          compiled forms of the MLPs, where there are any
 """
@@ -33,8 +33,8 @@ ProgramKind = Literal["eager", "aoti", "onnx"]
 
 CalibrationKind = Literal["none", "platt", "isotonic"]
 
-SCORE = "score"
-"""Column of golden.arrow beside the raw columns."""
+SCORE = "__score"
+"""Column of golden.arrow beside the raw columns; no raw column is expected to be called so."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     mlp: MlpDtype
     tables_bytes: int
     max_logit_difference: float
+    """From the float32 model, before calibration."""
     auc: float | None
     log_loss: float
     ne: float | None
@@ -114,7 +115,8 @@ class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """Least and largest input of each layer that "int8" rounds; none otherwise."""
     calibration: Calibration
     quality: tuple[Quality, ...]
-    """The float32 model first, then this one; none where it was exported without a dataset."""
+    """The float32 model first, then this one, then others that were compared; none where it was
+    exported without a dataset."""
     machine: Machine
     """Where the golden scores were computed."""
     step: int

@@ -97,7 +97,7 @@ class CheckpointManifest(Artifact, frozen=True, kw_only=True):
 
 
 ArtifactT = TypeVar("ArtifactT", bound=Artifact)
-VERSIONS = {"dataset": 1, "run": 1, "checkpoint": 1, "exported": 1}
+VERSIONS = {"dataset": 1, "run": 1, "checkpoint": 1, "exported": 2}
 
 
 def sha256_of(path: Path) -> str:

@@ -112,6 +112,29 @@ def require_file(path: Path) -> None:
         raise DataError(f"{path}: not a regular file; copy its content to one")
 
 
+def open_raw(
+    path: Path, source: SourceConfig, columns: Sequence[str], may_lack: str = ""
+) -> TextReader | ParquetReader | Int32Reader:
+    """A raw file to be read once, batch by batch.
+
+    Args:
+        path: The file.
+        source: Its layout.
+        columns: The columns to keep.
+        may_lack: A column that a headerless text file need not have.
+
+    Raises:
+        DataError: There is no such file.
+        ConfigError: The layout is contradictory, or declares no such column.
+    """
+    require_file(path)
+    if source.format == "parquet":
+        return ParquetReader(path, columns)
+    if source.format == "int32":
+        return Int32Reader(path, source, columns)
+    return TextReader(path, source, columns, may_lack)
+
+
 def stage_file(
     path: Path,
     source: SourceConfig,
@@ -147,18 +170,11 @@ def stage_file(
             single good row, or lacks a column; `out` cannot be written.
         ConfigError: The layout is contradictory, or declares no such column.
     """
-    require_file(path)
     converter = Converter(
         path.name, schema, source.missing, labelled=labelled, time_column=time_column
     )
-    reader: TextReader | ParquetReader | Int32Reader
-    if source.format == "parquet":
-        reader = ParquetReader(path, converter.columns)
-    elif source.format == "int32":
-        reader = Int32Reader(path, source, converter.columns)
-    else:
-        may_lack = "" if labelled else schema.label.column
-        reader = TextReader(path, source, converter.columns, may_lack)
+    may_lack = "" if labelled else schema.label.column
+    reader = open_raw(path, source, converter.columns, may_lack)
     unit = "line" if source.format == "csv" else "row"
     bad_rows = _BadRows(path.name, unit, remedy)
     num_found, num_bytes = 0, 0

@@ -165,6 +165,16 @@ def read_values(folder: Path, encoding: TableEncoding, places: NDArray[np.int64]
     return [values[place].as_py() for place in places.tolist()]
 
 
+def read_counts(folder: Path, encoding: TableEncoding) -> NDArray[np.uint64]:
+    """How often each value of a vocabulary occurred, in the order of their ids.
+
+    Raises:
+        DataError: As `read_keys`.
+    """
+    counts: NDArray[np.uint64] = _read(folder, encoding, "count").to_numpy()
+    return counts
+
+
 def _read(folder: Path, encoding: TableEncoding, column: str) -> pa.ChunkedArray:
     """A column of a vocabulary, memory-mapped."""
     path = folder / encoding.vocabulary

@@ -39,11 +39,18 @@ def fit_calibration(
             f"calibration {kind!r}: the validation split's {len(labels)} rows are of one class; "
             "export without calibration, or prepare with a larger validation split"
         )
+    if not np.isfinite(logits).all():
+        raise ExportError(
+            f"calibration {kind!r}: a logit of the validation split is not finite; export another "
+            "checkpoint, or train with a lower learning rate"
+        )
     logits = logits + np.log(negative_rate)
     if kind == "platt":
         slope, intercept = fit_platt(logits, labels)
         return Calibration(kind=kind, slope=slope, intercept=intercept, negative_rate=negative_rate)
     knots, values = fit_isotonic(logits, labels)
+    # no number of samples shows that something never, or always, happens
+    values = values.clip(1 / (len(labels) + 2), 1 - 1 / (len(labels) + 2))
     return Calibration(
         kind=kind,
         knot_logits=tuple(knots.tolist()),
@@ -64,12 +71,24 @@ def probabilities(calibration: Calibration, logits: NDArray[np.float32]) -> NDAr
     Returns:
         Shape (n,).
     """
+    return logistic(served_logits(calibration, logits)).astype(np.float32)
+
+
+def served_logits(calibration: Calibration, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The logits of `probabilities`, whose tails float32 probabilities would round away.
+
+    Args:
+        calibration: Fitted.
+        logits: Of the model, shape (n,).
+
+    Returns:
+        Shape (n,).
+    """
     moved = logits.astype(np.float64) + np.log(calibration.negative_rate)
     if calibration.kind == "isotonic":
-        knots = calibration.knot_logits, calibration.knot_probabilities
-        return np.interp(moved, *knots).astype(np.float32)
-    moved = calibration.slope * moved + calibration.intercept
-    return logistic(moved).astype(np.float32)
+        p = np.interp(moved, calibration.knot_logits, calibration.knot_probabilities)
+        return np.log(p) - np.log1p(-p)
+    return calibration.slope * moved + calibration.intercept
 
 
 def fit_platt(logits: Numbers, labels: Numbers) -> tuple[float, float]:

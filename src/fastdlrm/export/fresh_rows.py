@@ -12,22 +12,30 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastdlrm.config import from_tree
 from fastdlrm.contracts.delta import DELTAS, Delta, delta_path, read_delta, sequences, write_delta
 from fastdlrm.contracts.exported import ExportedManifest
-from fastdlrm.contracts.manifest import read_manifest, verify_files
+from fastdlrm.contracts.manifest import RunManifest, read_manifest, verify_files
 from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, TABLES
 from fastdlrm.export.tables import CHUNK_ROWS, map_stack, stored_rows, table_starts
+from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 
+MAX_DELTA_ROWS = 1 << 18
+"""Of one delta: more are written as several, so that no second copy of a table is made."""
 
-def write_fresh_rows(folder: Path, model: DLRM, *, tables_only: bool = False) -> list[Path]:
-    """Write a delta for each table of which a row differs from what the exported model serves.
+
+def write_fresh_rows(
+    folder: Path, run: RunManifest, model: DLRM, *, tables_only: bool = False
+) -> list[Path]:
+    """Write deltas for the tables of which a row differs from what the exported model serves.
 
     Rows are compared as they are stored: a change too small for the model's precision makes none.
 
     Args:
         folder: The exported model; the deltas go into its folder of deltas.
+        run: What the model was trained as.
         model: The same model, trained further, on the CPU.
         tables_only: Whether to leave MLPs that differ as the exported model has them.
 
@@ -39,28 +47,27 @@ def write_fresh_rows(folder: Path, model: DLRM, *, tables_only: bool = False) ->
     """
     manifest = read_manifest(folder, ExportedManifest, ExportError)
     verify_files(folder, manifest, ExportError)
-    tables = model.tables.state_tensors()
-    sizes = {name: table.num_embeddings for name, table in manifest.encoding.tables.items()}
-    found = {name: len(rows) for name, rows in tables.items()}
-    if {name: sizes.get(name) for name in found} != found:
-        raise ExportError(
-            f"{folder}: its tables are {sizes}, the run's {found}; deltas are for the model that "
-            "was exported from this very run: export it anew"
-        )
+    _require_same_encoding(folder, manifest, run)
     if not tables_only:
         _require_same_mlps(folder, model)
-    dim = next(iter(tables.values())).shape[1]
-    stack = map_stack(folder / TABLES, sum(found.values()), dim, manifest.table_dtype)
-    starts = table_starts(found)
+    tables, dim = model.tables.state_tensors(), manifest.config["model"]["embedding_dim"]
+    sizes = {name: len(rows) for name, rows in tables.items()}
+    stack = map_stack(folder / TABLES, sum(sizes.values()), dim, manifest.table_dtype)
+    starts = table_starts(sizes)
     sequence = _apply_deltas(folder / DELTAS, stack, starts, manifest)
+    base = manifest.files[TABLES].sha256
     written = []
     for name, rows in tables.items():
         served = stack[starts[name] : starts[name] + len(rows)]
-        ids = _changed(rows, served, manifest)
-        if len(ids):
+        try:
+            changed = _changed(rows, served, manifest)
+        except ValueError as problem:
+            raise ExportError(f"table {name!r} of the run: {problem}") from problem
+        for start in range(0, len(changed), MAX_DELTA_ROWS):
+            ids = changed[start : start + MAX_DELTA_ROWS]
             sequence += 1
             fresh = rows[torch.from_numpy(ids)].float().numpy()
-            delta = Delta(name, ids, fresh, sequence, time.time())
+            delta = Delta(name, ids, fresh, sequence, time.time(), base)
             written.append(write_delta(folder / DELTAS, delta))
     return written
 
@@ -89,6 +96,21 @@ def _apply_deltas(
         places = torch.from_numpy(delta.ids) + starts[delta.table]
         stack[places] = stored_rows(torch.from_numpy(delta.rows), manifest.table_dtype)
     return len(numbers)
+
+
+def _require_same_encoding(folder: Path, manifest: ExportedManifest, run: RunManifest) -> None:
+    """An id must mean the same row in both."""
+    shapes = [from_tree(m.config["model"], ModelConfig, str(folder)) for m in (run, manifest)]
+    is_same = (
+        (run.schema, run.encoding) == (manifest.schema, manifest.encoding)
+        and shapes[0] == shapes[1]
+        and all(manifest.files[name].sha256 == entry.sha256 for name, entry in run.files.items())
+    )
+    if not is_same:
+        raise ExportError(
+            f"{folder}: the run encodes raw values otherwise, or its model has another shape; "
+            "deltas are for a model that was exported from this very run: export it anew"
+        )
 
 
 def _require_same_mlps(folder: Path, model: DLRM) -> None:

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import CALENDAR_KEYS, Schema, SparseFeature
-from fastdlrm.data.vocabulary import read_values
+from fastdlrm.data.vocabulary import read_counts, read_values
 
 NUMBERS = ("0", "1", "2", "3", "5", "8", "13", "40", "120", "999", "4500", "-1", "0.5", "1e3")
+STRICT_KEYS = ("int", "hex", "string", "quantile")
 MISSING_SHARE = 0.06
 UNSEEN_SHARE = 0.06
 MAX_BAG = 6
@@ -61,13 +62,20 @@ def draw_rows(
     """
     draw = _Draw(folder, schema, encoding, num_rows, np.random.default_rng(seed), "" in missing)
     columns: dict[str, pa.Array] = {}
-    for feature in schema.sparse:
+    for feature in sorted(schema.sparse, key=lambda f: _strictness(schema, f)):
         if feature.column not in columns:
             columns |= draw.bags(feature) if feature.bag else {feature.column: draw.ids(feature)}
     for dense in schema.dense:
         if dense.column not in columns:
             columns[dense.column] = draw.numbers()
     return pa.RecordBatch.from_pydict({name: columns[name] for name in raw_columns(schema)})
+
+
+def _strictness(schema: Schema, feature: SparseFeature) -> int:
+    """Orders features by what they refuse: a column that several read has values for all."""
+    if feature.key in CALENDAR_KEYS or schema.table_of(feature).encoding == "identity":
+        return -1
+    return STRICT_KEYS.index(feature.key)
 
 
 class _Draw:
@@ -120,15 +128,15 @@ class _Draw:
         return pa.array([feature.separator.join(bag) for bag in bags], pa.string())
 
     def _values(self, feature: SparseFeature, count: int) -> list[str]:
-        """Values, the frequent ones more often, some unseen."""
+        """Values, each as often as in train, some unseen."""
         table = self._schema.table_of(feature)
         fitted = self._encoding.tables[table.name]
         if feature.key in CALENDAR_KEYS:
             return self._times(feature.time_format, count)
         if feature.key == "quantile":
             return self._random.choice(NUMBERS, count).tolist()
-        skewed = self._random.random(count) ** 3
         if table.encoding == "identity":
+            skewed = self._random.random(count) ** 3
             return [str(int(place)) for place in skewed * fitted.num_embeddings]
         unseen = self._random.integers(10**8, 10**9, count)
         if not fitted.vocabulary:
@@ -136,7 +144,10 @@ class _Draw:
         size = fitted.num_embeddings - fitted.first_id
         if not size:
             return [str(value) for value in unseen]
-        values = read_values(self._folder, fitted, (skewed * size).astype(np.int64))
+        shares = np.cumsum(read_counts(self._folder, fitted), dtype=np.float64)
+        drawn = self._random.random(count) * shares[-1]
+        places = np.searchsorted(shares, drawn, side="right").clip(max=size - 1)
+        values = read_values(self._folder, fitted, places)
         if table.encoding == "reference":
             return values
         is_unseen = self._random.random(count) < UNSEEN_SHARE

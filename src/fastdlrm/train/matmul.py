@@ -13,7 +13,7 @@ import torch
 from fastdlrm.contracts.manifest import write_atomic
 from fastdlrm.errors import CheckpointError
 from fastdlrm.kernels.cpu.matmul import apply, calibrate
-from fastdlrm.kernels.registry import Matmul
+from fastdlrm.kernels.registry import Matmul, Way
 
 FILE = "matmul.json"
 
@@ -50,18 +50,22 @@ def settle(run: Path, device: torch.device, precision: str = "fp32") -> str:
     return line
 
 
-def use(run: Path, device: torch.device) -> None:
+def use(run: Path, device: torch.device) -> Way:
     """Compute as a run did, where it has chosen.
 
     Args:
         run: The run's folder.
         device: Where to compute.
 
+    Returns:
+        How a CPU multiplies from here on.
+
     Raises:
         CheckpointError: The file is damaged.
     """
-    if device.type == "cpu" and (choice := chosen(run)) is not None:
-        apply(choice.way)
+    if device.type != "cpu" or (choice := chosen(run)) is None:
+        return "default"
+    return apply(choice.way)
 
 
 def chosen(run: Path) -> Matmul | None:

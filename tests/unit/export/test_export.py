@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastdlrm.contracts.delta import Delta
 from fastdlrm.contracts.exported import SCORE
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.errors import DataError, ExportError
-from fastdlrm.export.model import MLP, TABLES, ExportedModel, request_inputs
+from fastdlrm.export.model import MLP, TABLES, ExportedModel, request_inputs, write_rows
 from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.write import ExportOptions, export
 from fastdlrm.metrics.logistic import logistic
@@ -157,6 +158,47 @@ def test_damage_is_found(model, tmp_path, name):
 def test_a_folder_that_is_no_model_is_named(tmp_path):
     with pytest.raises(ExportError, match=r"no manifest.json; a finished exported folder has one"):
         ExportedModel.load(tmp_path)
+
+
+def test_a_model_of_an_older_layout_is_told(model):
+    path = model.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    with pytest.raises(ExportError, match=r"kind and version are \('exported', 1\), wanted"):
+        ExportedModel.load(model.folder)
+
+
+def test_weights_of_another_model_are_told(model):
+    (model.folder / MLP).write_bytes(b"no weights")
+    with pytest.raises(ExportError, match=r"mlp.safetensors: no weights: .*; export the model"):
+        ExportedModel(model.folder, model.manifest, model.device)
+    save_file({"other": torch.zeros(1)}, model.folder / MLP)
+    with pytest.raises(ExportError, match=r"is in the file or in the model alone; export the run"):
+        ExportedModel(model.folder, model.manifest, model.device)
+
+
+def test_on_another_machine_rounding_is_allowed_and_no_more(model):
+    """Of the logit: a steep calibration must not turn rounding into damage."""
+    path = model.folder / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"machine": {"cpu": "another", "torch": "1"}}
+    for intercept, is_allowed in ((0.00005, True), (-0.00005, True), (0.01, False)):
+        manifest["calibration"]["intercept"] = intercept
+        path.write_text(json.dumps(manifest))
+        if is_allowed:
+            ExportedModel.load(model.folder)
+            continue
+        with pytest.raises(ExportError, match=r"allowed difference of the logit: 0.0001"):
+            ExportedModel.load(model.folder)
+
+
+def test_golden_rows_that_are_no_request_are_told(model):
+    golden = model.golden()
+    rows = golden.drop_columns(["C1"])
+    write_rows(model.folder / "golden.arrow", rows)
+    with pytest.raises(ExportError, match=r"golden rows: .*'C1'"):
+        model.check_golden()
+    (model.folder / "golden.arrow").write_bytes(b"")
+    with pytest.raises(ExportError, match=r"golden.arrow: no rows: "):
+        model.check_golden()
 
 
 def test_golden_scores_that_differ_are_told(model):
