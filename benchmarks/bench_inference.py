@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from breakdown import breakdown
 from floors import ceilings, floor_ms, work
 from plain import Inputs, PlainDLRM, plain_inputs
 from results_file import write
@@ -22,6 +21,7 @@ from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_forward
 
 from fastdlrm.batch import Batch
+from fastdlrm.bench.breakdown import breakdown
 from fastdlrm.kernels.cpu.matmul import PRECISIONS, calibrate
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor

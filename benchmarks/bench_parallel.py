@@ -20,12 +20,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from breakdown import breakdown, exposed
 from results_file import write
 from shapes import SHAPES, Shape, around, build_model, draw_batches, train_config
 from torch.profiler import ProfilerActivity, profile
 
 from fastdlrm.batch import Batch
+from fastdlrm.bench.breakdown import breakdown, exposed
 from fastdlrm.errors import PlanError
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.measure import measure_topology

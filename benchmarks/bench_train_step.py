@@ -13,7 +13,6 @@ import json
 from typing import Any
 
 import torch
-from breakdown import breakdown
 from floors import ceilings, floor_ms, work
 from plain import PlainDLRM, plain_inputs, plain_step
 from results_file import write
@@ -23,6 +22,7 @@ from timing import System, conditions, interleave, load_average, medians
 from torchrec_step import is_available, torchrec_step
 
 from fastdlrm.batch import Batch
+from fastdlrm.bench.breakdown import breakdown
 from fastdlrm.kernels.cpu.matmul import PRECISIONS, calibrate
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.train.step import TrainStep

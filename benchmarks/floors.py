@@ -7,13 +7,13 @@ Shapes: B batch, L ids in the batch, U different rows among them, D embedding di
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from shapes import Shape
 
 from fastdlrm.batch import Batch
+from fastdlrm.bench.counting import ModelShape, forward_work, num_pairs, training_work
 
 ROW_PROBES = 200_000
 COPY_BYTES = 2**28
@@ -55,22 +55,25 @@ def work(
         gemm_flop (MLPs and products of vectors), row_visits (rows read, and for training read and
         written in the update), stream_bytes (gradients of the bags, written once and read once).
     """
-    B = batches[0].num_samples
-    widths = [(shape.num_dense, *shape.bottom), (shape.top_input, *shape.top, 1)]
-    macs = sum(a * b for mlp in widths for a, b in pairwise(mlp))
-    vectors = len(shape.rows) + 1
-    macs += vectors * (vectors - 1) // 2 * shape.dim
-    first = shape.num_dense * shape.bottom[0]
-    num_ids = B * len(shape.rows) * shape.ids_per_bag
+    B, num_tables = batches[0].num_samples, len(shape.rows)
+    counted = ModelShape(
+        bottom=(shape.num_dense, *shape.bottom),
+        top=(shape.top_input, *shape.top, 1),
+        num_sparse=num_tables,
+        dim=shape.dim,
+        pairs=num_pairs(num_tables + 1),
+    )
+    num_ids = B * num_tables * shape.ids_per_bag
     if not is_training:
-        return {"gemm_flop": 2.0 * B * macs, "row_visits": float(num_ids), "stream_bytes": 0.0}
-    unique = sum(_num_rows(shape, batch) for batch in batches) / len(batches)
-    size = 4 if precision == "fp32" or precision == "tf32" else 2
-    return {
-        "gemm_flop": 2.0 * B * (3 * macs - first),
-        "row_visits": num_ids + 2 * unique,
-        "stream_bytes": 2.0 * B * len(shape.rows) * shape.dim * size,
-    }
+        found = forward_work(counted, B, num_ids)
+        visits, stream_bytes = float(num_ids), 0.0
+    else:
+        unique = sum(_num_rows(shape, batch) for batch in batches) / len(batches)
+        found = training_work(counted, B, num_ids, unique)
+        size = 4 if precision == "fp32" or precision == "tf32" else 2
+        visits, stream_bytes = num_ids + 2 * unique, 2.0 * B * num_tables * shape.dim * size
+    gemm_flop = found["fc"].flop + found["interaction"].flop
+    return {"gemm_flop": gemm_flop, "row_visits": visits, "stream_bytes": stream_bytes}
 
 
 def floor_ms(counted: dict[str, float], found: dict[str, float], precision: str) -> float:

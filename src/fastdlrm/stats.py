@@ -103,17 +103,61 @@ def bootstrap_interval(
 
     Source: Politis and Romano 1992, a circular block-resampling procedure.
     """
+    random = np.random.default_rng(seed)
+    return _middle(_resampled(values, statistic, block, num_resamples, random), confidence)
+
+
+def bootstrap_ratio_interval(
+    above: Values,
+    below: Values,
+    statistic: Callable[[Values], float],
+    *,
+    confidence: float = 0.95,
+    blocks: tuple[int, int] = (1, 1),
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """The interval in which the ratio of a statistic of two samples falls, both drawn again.
+
+    Args:
+        above: In the order in which they came.
+        below: Likewise; of another run, independent of `above`.
+        statistic: Of values; not 0 of `below`.
+        confidence: As `bootstrap_interval`.
+        blocks: Of `above` and of `below`, as `bootstrap_interval` means them.
+        num_resamples: How often.
+        seed: The same seed gives the same interval.
+
+    Raises:
+        ValueError: As `bootstrap_interval`.
+    """
+    random = np.random.default_rng(seed)
+    upper = _resampled(above, statistic, blocks[0], num_resamples, random)
+    lower = _resampled(below, statistic, blocks[1], num_resamples, random)
+    return _middle(upper / lower, confidence)
+
+
+def _resampled(
+    values: Values,
+    statistic: Callable[[Values], float],
+    block: int,
+    num_resamples: int,
+    random: np.random.Generator,
+) -> Values:
+    """The statistic of values drawn again in blocks, so many times."""
     num = len(values)
     if not num or not 1 <= block <= num:
         raise ValueError(f"block {block} of {num} values; 1 up to their number is allowed")
-    random = np.random.default_rng(seed)
     around = np.concatenate([values, values[: block - 1]])
     offsets = np.arange(block)
     found = np.empty(num_resamples)
     for index in range(num_resamples):
         starts = random.integers(0, num, -(-num // block))
-        drawn = around[(starts[:, None] + offsets).reshape(-1)[:num]]
-        found[index] = statistic(drawn)
+        found[index] = statistic(around[(starts[:, None] + offsets).reshape(-1)[:num]])
+    return found
+
+
+def _middle(found: Values, confidence: float) -> Interval:
     tail = (1 - confidence) / 2
     return Interval(float(np.quantile(found, tail)), float(np.quantile(found, 1 - tail)))
 

@@ -59,6 +59,14 @@ def test_the_guide_to_serving_runs(tmp_path):
     assert '"event":"stopped"' in done.stdout
 
 
+def test_the_guide_to_bench_runs(tmp_path):
+    script = "\n".join(guide_blocks("docs/guides/bench.md"))
+    done = run_bash(script.replace("--quick", "--quick --seconds 0.05"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "embedding_bag %" in done.stdout
+    assert "B/A" in done.stdout
+
+
 def test_the_readme_names_what_exists():
     """The reference's first example crashes; here make's targets and the commands are there."""
     text = (ROOT / "README.md").read_text()

@@ -1,6 +1,7 @@
 import pytest
 
 from fastdlrm.config import from_tree, load_config, preset_names, to_tree
+from fastdlrm.data.random import RandomShape
 from fastdlrm.train.recipe import Recipe
 
 
@@ -14,7 +15,37 @@ def test_every_preset_decodes_and_round_trips(name):
 def test_the_presets_there_are():
     criteo = ["binary", "generated", "kaggle", "sample", "terabyte", "terabyte-parquet"]
     criteo = [f"criteo-{name}" for name in criteo]
-    assert preset_names() == ["adult", "avazu", *criteo, "movielens", "random", "tiny"]
+    studied = ["ncf", "random", "rmc1", "rmc1-paper", "rmc2", "rmc3", "tiny", "wnd"]
+    assert preset_names() == ["adult", "avazu", *criteo, "movielens", *studied]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_dense", "num_tables", "rows", "dim", "ids"),
+    [
+        ("rmc1", 128, 8, 4_000_000, 32, 80),
+        ("rmc2", 256, 32, 500_000, 64, 120),
+        ("rmc3", 2560, 10, 2_000_000, 32, 20),
+        ("rmc1-paper", 128, 5, 100_000, 32, 80),
+        ("wnd", 512, 27, 1_000_000, 32, 1),
+    ],
+)
+def test_studied_models_have_their_published_shapes(name, num_dense, num_tables, rows, dim, ids):
+    """Configs of harvard-acc/DeepRecSys, and the example of arXiv:1906.03109, 5.1."""
+    recipe = load_config(name, Recipe)
+    schema = recipe.data.schema()
+    shape = RandomShape.of(schema, recipe.random)
+    assert shape.num_dense == num_dense
+    assert shape.tables == (rows,) * num_tables
+    assert recipe.model.embedding_dim == dim
+    assert {(group.min_ids, group.max_ids) for group in shape.ids} == {(ids, ids)}
+    assert recipe.model.interaction == "cat"
+
+
+def test_ncf_has_two_tables_of_users_and_two_of_items():
+    recipe = load_config("ncf", Recipe)
+    shape = RandomShape.of(recipe.data.schema(), recipe.random)
+    assert shape.tables == (140_000, 140_000, 28_000, 28_000)
+    assert shape.num_dense == 0
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -8,8 +8,9 @@ import msgspec
 import typer
 
 from fastdlrm import __version__
-from fastdlrm.cli.host import Fact, Gpu, Host, probe
+from fastdlrm.bench.host import probe
 from fastdlrm.cli.options import Json
+from fastdlrm.contracts.host import Fact, Gpu, Host
 from fastdlrm.kernels.registry import Implementation, Matmul, implementations
 
 if TYPE_CHECKING:

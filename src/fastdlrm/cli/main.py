@@ -12,6 +12,7 @@ import typer
 
 from fastdlrm import __version__
 from fastdlrm.cli import (
+    bench,
     doctor,
     download,
     evaluate,
@@ -71,6 +72,7 @@ app.command("export")(export.export)
 app.command("export-delta")(export_delta.export_delta)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

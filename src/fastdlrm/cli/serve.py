@@ -48,7 +48,7 @@ def serve(
 
         fastdlrm serve MODELS --workers 4
     """
-    from fastdlrm.cli.host import usable_cores
+    from fastdlrm.bench.host import usable_cores
     from fastdlrm.config import load_over_defaults
     from fastdlrm.serve.access import read_token
     from fastdlrm.serve.config import ServeConfig

@@ -122,7 +122,7 @@ def write_random(
     schema = data.schema()
     shape = RandomShape.of(schema, config)
     _check(num_rows, seed)
-    encoding = _encoding(schema)
+    encoding = random_encoding(schema)
     generators = traces.generators(schema, seed) if traces else []
     files: dict[str, FileEntry] = {}
     splits: dict[str, SplitInfo] = {}
@@ -216,7 +216,8 @@ def _trace(batch: Batch, generators: Sequence[TraceGenerator]) -> None:
         start += size
 
 
-def _encoding(schema: Schema) -> Encoding:
+def random_encoding(schema: Schema) -> Encoding:
+    """Sizes of the tables of random data: `max_rows` each."""
     return Encoding(
         hash_version=HASH_VERSION,
         dense={},

@@ -53,7 +53,7 @@ def measure_topology(world: World, device: torch.device) -> Topology:
         ranks_per_node=world.size,
         memory_bytes=_free_bytes(world, device),
         gemm_tflop_s=_gemms(device),
-        copy_gb_s=_copy(device),
+        copy_gb_s=copy_gb_s(device),
         gather_gb_s=gather_gb_s,
         row_ns=row_ns,
         sort_ns=_sort(device),
@@ -108,7 +108,8 @@ def _free_bytes(world: World, device: torch.device) -> int:
     return 2**63 - 1 if free is None else free // world.local_size
 
 
-def _copy(device: torch.device) -> float:
+def copy_gb_s(device: torch.device) -> float:
+    """GB/s, bytes read plus written, of copying memory on a device."""
     source = torch.empty(COPY_BYTES[device.type] // 8, device=device)
     target = torch.empty_like(source)
     return COPY_BYTES[device.type] / _ns(lambda: target.copy_(source), device)

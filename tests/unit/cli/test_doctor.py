@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fastdlrm import __version__
 from fastdlrm.cli.doctor import Diagnosis, diagnose, doctor, missing, render
-from fastdlrm.cli.host import Fact, Gpu
+from fastdlrm.contracts.host import Fact, Gpu
 from fastdlrm.kernels.registry import DEVICES, OPERATORS, implementations
 
 FUNCTIONS = {

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fastdlrm.cli import host
+from fastdlrm.bench import host
 from fastdlrm.config import load_over_defaults
 from fastdlrm.errors import ConfigError
 from fastdlrm.serve.config import ServeConfig

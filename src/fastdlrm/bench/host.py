@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
+from fastdlrm.contracts.host import Fact, Gpu, Host
 
 INSTRUCTION_SETS = {
     "avx2": "avx2",
@@ -24,52 +24,6 @@ INSTRUCTION_SETS = {
 CGROUPS = Path("/sys/fs/cgroup")
 
 _NO_LIMIT_BYTES = 2**60  # version 1 of cgroups says "no limit" with a number of this size
-
-
-class Fact(msgspec.Struct, frozen=True, kw_only=True):
-    """Something found, or why it was not."""
-
-    value: bool | int | float | str | None = None
-    """None: unknown, or there is none."""
-    reason: str = ""
-    """Why there is no value."""
-
-
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU that torch can use."""
-
-    name: str
-    memory_bytes: int
-    compute_capability: str
-    """Major and minor version, e.g. 9.0."""
-    has_bf16: bool
-    """Whether it computes in bfloat16 without emulation."""
-
-
-class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine as this process sees it."""
-
-    os: str
-    cpu_model: Fact
-    num_cores: Fact
-    """Logical cores of the machine."""
-    num_usable_cores: Fact
-    """Logical cores this process may run on (affinity)."""
-    core_quota: Fact
-    """Cores' worth of time this process may use (cgroup)."""
-    instruction_sets: dict[str, Fact]
-    torch_cpu_capability: Fact
-    """Widest instruction set that torch's own CPU kernels use."""
-    memory_bytes: Fact
-    available_memory_bytes: Fact
-    memory_limit_bytes: Fact
-    """Of this process (cgroup)."""
-    gpus: tuple[Gpu, ...]
-    gpu_driver: Fact
-    cuda: Fact
-    """CUDA version that torch was built with."""
-    no_gpu: str
-    """Why there is no GPU; empty where there is one."""
 
 
 def probe() -> Host:

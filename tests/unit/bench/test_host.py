@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fastdlrm.cli import host
-from fastdlrm.cli.host import Fact
+from fastdlrm.bench import host
+from fastdlrm.contracts.host import Fact
 
 XEON = """\
 processor\t: 0

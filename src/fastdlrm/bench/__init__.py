@@ -1,0 +1,1 @@
+"""Benchmarks: measurement, host fingerprint, what operators cost, comparison of results."""

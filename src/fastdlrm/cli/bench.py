@@ -1,0 +1,190 @@
+"""`fastdlrm bench`: characterise inference and training on this machine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from fastdlrm.cli.bench_text import comparison_lines, result_lines
+from fastdlrm.cli.options import Json, Overrides
+from fastdlrm.contracts.bench_result import BenchResult, Effort, read_result, write_result
+from fastdlrm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastdlrm.bench.models import BenchModel
+
+app = typer.Typer(
+    help="Measure models on this machine: raw samples, intervals, and where they come from.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="Preset with tables for random data (rmc1, ncf, ...), or a TOML file."
+    ),
+]
+RowsScale = Annotated[
+    float, typer.Option(help="Factor on the rows of all tables; stands in the result.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Threads = Annotated[int, typer.Option(help="That compute on the CPU; 0: as torch chooses.", min=0)]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer and shorter measurements.")]
+Out = Annotated[Path, typer.Option(help="JSON file to write.")]
+Seconds = Annotated[
+    float | None, typer.Option(help="Of one measurement, at most; 3, with --quick 0.5.")
+]
+
+QUICK = Effort(warmup_s=0.1, seconds=0.5, spread=0.03, min_samples=20, num_rounds=3)
+QUICK_BATCHES = "1,16,256"
+
+
+@app.command("batch")
+def batch(
+    model: Model,
+    out: Out,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes; 1,4,16,64,256,1024, with --quick 1,16,256."),
+    ] = None,
+    rows_scale: RowsScale = 1.0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    quick: Quick = False,
+    seconds: Seconds = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Latency and throughput of inference against batch size.
+
+    fastdlrm bench batch --model rmc1 --rows-scale 0.01 --out RMC1.json
+    """
+    from fastdlrm.bench.batch import BATCH_SIZES, bench_batch
+
+    sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
+    loaded = _load(model, rows_scale, device, threads, overrides)
+    _finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
+
+
+@app.command("operators")
+def operators(
+    model: Model,
+    out: Out,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes; 1,16,64,256,1024, with --quick 1,16,256."),
+    ] = None,
+    passes: Annotated[
+        str, typer.Option(help="inference, training, or both with a comma.")
+    ] = "inference,training",
+    rows_scale: RowsScale = 1.0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    quick: Quick = False,
+    seconds: Seconds = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Share of time by operator class against batch size; FLOPs, bytes, hardware counters.
+
+    fastdlrm bench operators --model rmc2 --rows-scale 0.1 --out RMC2.json
+    """
+    from fastdlrm.bench.operators import BATCH_SIZES, bench_operators
+
+    sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
+    kinds = pass_names(passes)
+    loaded = _load(model, rows_scale, device, threads, overrides)
+    _finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
+
+
+@app.command("compare")
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Results; the first is what others are to.")],
+    noise: Annotated[
+        float, typer.Option(help="Least difference that counts, as a share of the time.")
+    ] = 0.02,
+    json: Json = False,
+) -> None:
+    """The same measurements of several results: ratios of medians with bootstrap intervals.
+
+    fastdlrm bench compare BEFORE.json AFTER.json
+    """
+    from fastdlrm.bench.compare import compare as run
+
+    if len(files) < 2:
+        raise ConfigError(f"bench compare: {len(files)} result; name two or more")
+    if not 0 <= noise < 1:
+        raise ConfigError(f"--noise {noise:g}: 0 up to, not with, 1 is allowed")
+    found = run(files, [read_result(path) for path in files], noise)
+    if json:
+        typer.echo(msgspec.json.encode(found).decode())
+        return
+    for line in comparison_lines(found):
+        typer.echo(line)
+
+
+def pass_names(text: str) -> tuple[str, ...]:
+    """Passes of "inference,training".
+
+    Raises:
+        ConfigError: Another word, or one twice.
+    """
+    names = tuple(word.strip() for word in text.split(","))
+    if not set(names) <= {"inference", "training"} or len(set(names)) < len(names):
+        raise ConfigError(f"--passes {text!r}: inference, training or both are allowed")
+    return names
+
+
+def batch_sizes(text: str | None, default: str) -> tuple[int, ...]:
+    """Batch sizes of "1,4,16".
+
+    Raises:
+        ConfigError: Not whole numbers of 1 or more, each named once.
+    """
+    words = [word.strip() for word in (text or default).split(",")]
+    sizes = [int(word) if word.isdecimal() else 0 for word in words]
+    if min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise ConfigError(f"--batches {text!r}: different whole numbers from 1 are allowed: 1,4,16")
+    return tuple(sizes)
+
+
+def effort(quick: bool, seconds: float | None) -> Effort:
+    """How long to measure.
+
+    Raises:
+        ConfigError: No time at all.
+    """
+    chosen = QUICK if quick else Effort()
+    if seconds is None:
+        return chosen
+    if not seconds > 0:
+        raise ConfigError(f"--seconds {seconds:g}: above 0 is allowed")
+    return msgspec.structs.replace(chosen, seconds=seconds)
+
+
+def _joined(sizes: tuple[int, ...]) -> str:
+    return ",".join(map(str, sizes))
+
+
+def _load(
+    model: str, rows_scale: float, device: str, threads: int, overrides: list[str] | None
+) -> "BenchModel":
+    import torch
+
+    from fastdlrm.bench.models import BenchModel
+
+    if threads:
+        torch.set_num_threads(threads)
+    return BenchModel.load(model, rows_scale=rows_scale, device=device, overrides=overrides or ())
+
+
+def _finish(result: BenchResult, out: Path, json: bool) -> None:
+    write_result(out, result)
+    if json:
+        typer.echo(msgspec.json.encode(result).decode())
+        return
+    for line in result_lines(result):
+        typer.echo(line)
+    typer.echo(f"written to {out}")

@@ -1,0 +1,141 @@
+"""What `fastdlrm bench` prints."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fastdlrm.contracts.bench_result import BenchResult, Measurement
+from fastdlrm.contracts.host import Fingerprint
+
+if TYPE_CHECKING:
+    from fastdlrm.bench.compare import Comparison, Row
+
+
+def result_lines(result: BenchResult) -> Iterator[str]:
+    """A result: what was run, where, and a table of its measurements."""
+    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
+    yield f"host   {host_text(result.host)}"
+    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
+    yield ""
+    if result.benchmark == "operators":
+        yield from operator_lines(result.measurements)
+    else:
+        yield from table([*result.measurements[0].key, *COLUMNS], map(row, result.measurements))
+    for note in result.notes:
+        yield f"note   {note}"
+
+
+COLUMNS = ("median ms", "95 % interval", "p95", "p99", "samples/s", "n", "stopped by")
+
+
+def row(found: Measurement) -> list[str]:
+    """A measurement as a row under its key's names and `COLUMNS`."""
+    summary = found.summary
+    rate = "" if found.samples_per_s is None else f"{found.samples_per_s:,.0f}"
+    return [
+        *found.key.values(),
+        f"{summary.median:.4g}",
+        f"{summary.low:.4g} to {summary.high:.4g}",
+        _number(summary.p95),
+        _number(summary.p99),
+        rate,
+        str(summary.num_samples),
+        found.stopped,
+    ]
+
+
+def operator_lines(measurements: Sequence[Measurement]) -> Iterator[str]:
+    """Shares of the profiled time and what the shapes say, a step a row; then the counters."""
+    steps: dict[tuple[str, str], dict[str, Measurement]] = {}
+    for found in measurements:
+        key = found.key["pass"], found.key["batch_size"]
+        steps.setdefault(key, {})[found.key["operator"]] = found
+    names = [name for name in next(iter(steps.values())) if name != "step"]
+    counted = [name for name in names if name != "other"]
+    columns = ["pass", "batch_size", "step ms", *(f"{name} %" for name in names)]
+    columns += [f"{name} FLOP/byte" for name in counted] + ["GFLOP/s", "GB/s"]
+    yield from table(columns, (_step_row(*step, names, counted) for step in steps.items()))
+    for (kind, size), step in steps.items():
+        facts = step["step"].counters
+        values = [f"{name} {x.value:.4g}" for name, x in facts.items() if x.value is not None]
+        reasons = dict.fromkeys(fact.reason for fact in facts.values() if fact.value is None)
+        for text in filter(None, ["  ".join(values), *reasons]):
+            yield f"counters, {kind} of {size}: {text}"
+
+
+def shares(step: dict[str, Measurement], names: Sequence[str]) -> list[float]:
+    """Of the profiled time, by operator class."""
+    times = [step[name].summary.median for name in names]
+    return [time / sum(times) if sum(times) else 0.0 for time in times]
+
+
+def _step_row(
+    key: tuple[str, str],
+    step: dict[str, Measurement],
+    names: Sequence[str],
+    counted: Sequence[str],
+) -> list[str]:
+    whole = step["step"]
+    seconds = whole.summary.median / 1e3
+    return [
+        *key,
+        f"{whole.summary.median:.4g}",
+        *(f"{share:.1%}".removesuffix("%") for share in shares(step, names)),
+        *(f"{_intensity(step[name]):.3g}" for name in counted),
+        f"{(whole.flop or 0) / seconds / 1e9:.4g}",
+        f"{(whole.num_bytes or 0) / seconds / 1e9:.4g}",
+    ]
+
+
+def _intensity(found: Measurement) -> float:
+    return (found.flop or 0.0) / found.num_bytes if found.num_bytes else 0.0
+
+
+def comparison_lines(found: "Comparison") -> Iterator[str]:
+    """Results side by side; B, C, ... over A."""
+    letters = [chr(ord("A") + place) for place in range(len(found.files))]
+    yield f"{found.benchmark}  {found.model}, rows_scale {found.rows_scale:g}"
+    for letter, file in zip(letters, found.files, strict=True):
+        yield f"{letter}  {file}"
+    for name, values in found.differences.items():
+        said = zip(letters, values, strict=True)
+        yield f"{name}: " + "; ".join(f"{letter} {value}" for letter, value in said)
+    yield ""
+    columns = [*found.rows[0].key, *(f"{letter} {found.rows[0].unit}" for letter in letters)]
+    for letter in letters[1:]:
+        columns += [f"{letter}/A", "95 % interval", f"{letter} is"]
+    yield from table(columns, map(_comparison_row, found.rows))
+    yield f"differences up to {found.noise:.3g} of the time, or within the interval, count as none"
+    for warning in found.warnings:
+        yield f"warning  {warning}"
+    if found.left_out:
+        yield f"not in all, or too short to compare: {'; '.join(found.left_out)}"
+
+
+def _comparison_row(row: "Row") -> list[str]:
+    cells = [*row.key.values(), *(f"{median:.4g}" for median in row.medians)]
+    for ratio in row.ratios:
+        interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
+        cells += [f"{ratio.ratio:.3f}", interval, ratio.verdict]
+    return cells
+
+
+def host_text(host: Fingerprint) -> str:
+    """The machine in a line."""
+    found = host.host
+    name = found.cpu_model.value or "unknown processor"
+    gpus = "".join(f", {gpu.name}" for gpu in found.gpus)
+    copies = host.copy_gb_s.items()
+    speeds = ", ".join(f"{device} copies {speed:g} GB/s" for device, speed in copies)
+    return f"{name}, {found.num_cores.value} cores{gpus}, {speeds}, load {host.load_average:g}"
+
+
+def table(columns: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
+    """Rows under their columns' names, numbers to the right."""
+    cells = [list(columns), *rows]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    for line in cells:
+        yield "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
