@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from shapes import Shape
 
 from fastdlrm.batch import Batch
-from fastdlrm.bench.counting import ModelShape, forward_work, num_pairs, training_work
+from fastdlrm.bench.counting import ModelShape, forward_work, training_work
 
 ROW_PROBES = 200_000
 COPY_BYTES = 2**28
@@ -52,18 +52,23 @@ def work(
     """FLOPs and bytes of one step, means over the batches.
 
     Returns:
-        gemm_flop (MLPs and products of vectors), row_visits (rows read, and for training read and
-        written in the update), stream_bytes (gradients of the bags, written once and read once).
+        gemm_flop (linear layers and products of vectors), row_visits (rows read, and for training
+        read and written in the update), stream_bytes (gradients of the bags, written once and read
+        once).
     """
     B, num_tables = batches[0].num_samples, len(shape.rows)
+    interaction = shape.interaction()
+    cost = interaction.cost()
     counted = ModelShape(
         bottom=(shape.num_dense, *shape.bottom),
-        top=(shape.top_input, *shape.top, 1),
+        top=(interaction.width, *shape.top, 1),
         num_sparse=num_tables,
         dim=shape.dim,
-        pairs=num_pairs(num_tables + 1),
+        num_products=cost.num_products,
+        joint_layers=cost.layers,
+        num_joint_moved=cost.num_moved,
     )
-    num_ids = B * num_tables * shape.ids_per_bag
+    num_ids = B * sum(shape.bag_sizes)
     if not is_training:
         found = forward_work(counted, B, num_ids)
         visits, stream_bytes = float(num_ids), 0.0
@@ -91,7 +96,7 @@ def floor_ms(counted: dict[str, float], found: dict[str, float], precision: str)
 
 def _num_rows(shape: Shape, batch: Batch) -> int:
     """U: different rows that a batch reads."""
-    ids = batch.sparse.ids.view(len(shape.rows), -1)
+    ids = batch.sparse.ids.split([batch.num_samples * size for size in shape.bag_sizes])
     return sum(len(torch.unique(feature)) for feature in ids)
 
 

@@ -37,7 +37,11 @@ class ModelShape:
         top: Widths of the top MLP, the interaction's result first, 1 last.
         num_sparse: F.
         dim: D.
-        pairs: Products of two vectors that the interaction makes; 0 where it only joins them.
+        joint_layers: Inputs and outputs of each linear layer within the interaction.
+        num_products: Multiplications, each with an addition, of the interaction outside its layers;
+            0 where it only joins vectors.
+        num_joint_moved: Numbers a sample that the interaction reads and writes beside the vectors
+            and its result.
         element_bytes: Of activations and of the MLPs' weights.
         row_element_bytes: Of a number of a table.
     """
@@ -46,7 +50,9 @@ class ModelShape:
     top: tuple[int, ...]
     num_sparse: int
     dim: int
-    pairs: int
+    num_products: int
+    joint_layers: tuple[tuple[int, int], ...] = ()
+    num_joint_moved: int = 0
     element_bytes: int = 4
     row_element_bytes: int = 4
 
@@ -67,8 +73,9 @@ def forward_work(shape: ModelShape, batch_size: int, num_ids: float) -> dict[str
     vectors = shape.num_sparse + bool(shape.bottom)
     row_bytes = D * shape.row_element_bytes
     # of tables alone, vectors that are only joined lie side by side already
-    is_joined = shape.pairs > 0 or bool(shape.bottom)
-    moved = size * B * (vectors * D + shape.top[0]) if is_joined else 0
+    is_joined = shape.num_products > 0 or bool(shape.bottom)
+    numbers = vectors * D + shape.top[0] + shape.num_joint_moved
+    moved = size * B * numbers if is_joined else 0
     return {
         "fc": Work(
             sum(2.0 * B * k * n for k, n in layers),
@@ -78,7 +85,7 @@ def forward_work(shape: ModelShape, batch_size: int, num_ids: float) -> dict[str
             num_ids * D,
             num_ids * (row_bytes + ID_BYTES) + B * shape.num_sparse * D * size,
         ),
-        "interaction": Work(2.0 * B * shape.pairs * D, moved),
+        "interaction": Work(2.0 * B * shape.num_products, moved),
     }
 
 
@@ -109,7 +116,7 @@ def training_work(
     bags, row_bytes = before["embedding_bag"], D * shape.row_element_bytes
     joined = before["interaction"]
     vectors = shape.num_sparse + bool(shape.bottom)
-    reads = vectors * D if shape.pairs else 0  # the other vector of each product
+    reads = vectors * D if shape.num_products else 0  # the other factor of each product
     return {
         "fc": Work(flop, num_bytes),
         "embedding_bag": Work(
@@ -133,4 +140,4 @@ def num_pairs(num_vectors: int, include_diagonal: bool = False) -> int:
 
 def _layers(shape: ModelShape) -> Sequence[tuple[int, int]]:
     """Inputs and outputs of each linear layer, in data-flow order."""
-    return [*pairwise(shape.bottom), *pairwise(shape.top)]
+    return [*pairwise(shape.bottom), *shape.joint_layers, *pairwise(shape.top)]

@@ -23,7 +23,6 @@ from fastdlrm.bench.counting import (
     ModelShape,
     Work,
     forward_work,
-    num_pairs,
     training_work,
 )
 from fastdlrm.bench.measure import Timed, measure, wait
@@ -31,7 +30,7 @@ from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.result import measurement, result_of, start
 from fastdlrm.contracts.bench_result import BenchResult, Effort, Measurement
 from fastdlrm.contracts.host import Fact
-from fastdlrm.model.build import interaction_width
+from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.step import TrainStep
@@ -142,17 +141,17 @@ def bench_operators(
 def model_shape(model: BenchModel) -> ModelShape:
     """What FLOPs and bytes are counted from."""
     config, schema = model.recipe.model, model.schema
-    has_dense, num_sparse = bool(schema.dense), len(schema.sparse)
-    vectors = num_sparse + has_dense
-    joined = interaction_width(config, vectors, has_dense=has_dense)
-    is_dot = config.interaction == "dot"
+    interaction = undrawn_interaction(config, schema)
+    cost = interaction.cost()
     table_dtype = model.recipe.train.table_dtype
     return ModelShape(
-        bottom=(len(schema.dense), *config.bottom_mlp) if has_dense else (),
-        top=(joined, *config.top_mlp, 1),
-        num_sparse=num_sparse,
+        bottom=(len(schema.dense), *config.bottom_mlp) if schema.dense else (),
+        top=(interaction.width, *config.top_mlp, 1),
+        num_sparse=len(schema.sparse),
         dim=config.embedding_dim,
-        pairs=num_pairs(vectors, config.include_diagonal) if is_dot else 0,
+        joint_layers=cost.layers,
+        num_products=cost.num_products,
+        num_joint_moved=cost.num_moved,
         element_bytes=model.dtype.itemsize,
         row_element_bytes=4 if table_dtype == "fp32" else 2,
     )

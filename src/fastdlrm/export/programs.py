@@ -109,28 +109,14 @@ def require_machine(program: Program) -> None:
 class _Head(nn.Module):
     """`DLRM.head` in torch's own operators, which every compiler knows."""
 
-    pairs: Tensor
-
-    def __init__(self, model: DLRM, num_sparse: int) -> None:
+    def __init__(self, model: DLRM) -> None:
         super().__init__()
         self.bottom_mlp, self.top_mlp = model.bottom_mlp, model.top_mlp
-        self.is_dot = model.interaction == "dot"
-        num_vectors = num_sparse + (model.bottom_mlp is not None)
-        i, j = torch.tril_indices(num_vectors, num_vectors, 0 if model.include_diagonal else -1)
-        self.register_buffer("pairs", i * num_vectors + j)
+        self.interaction = model.interaction.compilable()
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
-        vectors, parts = pooled, []
-        if self.bottom_mlp is not None:
-            vector = self.bottom_mlp(dense)
-            vectors = torch.cat([vector.unsqueeze(1), pooled], 1)
-            parts = [vector]
-        if self.is_dot:
-            products = torch.bmm(vectors, vectors.transpose(1, 2))
-            joined = torch.cat([*parts, products.flatten(1).index_select(1, self.pairs)], 1)
-        else:
-            joined = vectors.flatten(1)
-        logits: Tensor = self.top_mlp(joined)
+        vector = None if self.bottom_mlp is None else self.bottom_mlp(dense)
+        logits: Tensor = self.top_mlp(self.interaction(vector, pooled))
         return logits.squeeze(1)
 
 
@@ -139,7 +125,7 @@ def _traced(model: DLRM, dense: Tensor, pooled: Tensor) -> Any:
     rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
     example = dense[:EXAMPLE_ROWS].clone(), pooled[:EXAMPLE_ROWS].contiguous().clone()
     with torch.no_grad():
-        head = _Head(model, pooled.shape[1]).eval()
+        head = _Head(model).eval()
         return torch.export.export(head, example, dynamic_shapes=({0: rows}, {0: rows}))
 
 

@@ -74,9 +74,8 @@ class TrainStep:
             assert isinstance(model.tables, EmbeddingTables)
             self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
         # What of the gradient is known before the bottom MLP's backward pass, and the rest.
-        self._early, self._late = (
-            self.dense_optimizer.gradient_of(name) for name in ("top_mlp.", "bottom_mlp.")
-        )
+        self._early = self.dense_optimizer.gradient_of("interaction.", "top_mlp.")
+        self._late = self.dense_optimizer.gradient_of("bottom_mlp.")
         self._head: Head
         if unfused:
             loss = loss_function(config.loss, config.class_weights)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdlrm.batch import Batch
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.step import TrainStep, why_no_graph
+from tests.interactions import SETTINGS
 from tests.training import make_config, make_model, restore, single_ids, state_of, take
 
 NUM_STEPS = 20
@@ -62,7 +63,7 @@ def test_the_graph_takes_the_very_steps(
 @needs_gpu
 @pytest.mark.parametrize(
     "changes",
-    [{"interaction": "cat"}, {"num_dense": 0}, {"include_diagonal": True}, {"norm": "batch"}],
+    [*({"interaction": name} for name in SETTINGS), {"num_dense": 0}, {"norm": "batch"}],
 )
 def test_the_graph_takes_any_model(changes: dict[str, object]) -> None:
     results, steps = [], []
