@@ -68,7 +68,7 @@ def test_the_whole_way(name: str, ranks: Ranks, data: Path, tmp_path: Path) -> N
 
 def exported_as_trained(folder: Path, data: Path) -> None:
     """In float32 scores are the run's in every bit; in other types within what export allows."""
-    log = sorted((data.parent / "log").iterdir())[-1]
+    log = sorted((data.parent / "log").glob("day_*"))[-1]
     run, model = folder / "sharded", folder / "model"
     export = ("export", "--run", run, "--data", data)
     plain, ours = json.loads(invoke(*export, "--out", model, "--json"))["quality"]
