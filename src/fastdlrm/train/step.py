@@ -88,7 +88,13 @@ class TrainStep:
             or self.sparse_optimizer.why_no_graph
         )
         local_batch_size = config.global_batch_size // self._world.size
-        self._graph = None if self.why_no_graph else StepGraph(self._run, local_batch_size)
+        # cutting bags, or exchanging them, takes sizes that the host must know
+        takes_bags = config.gradient_accumulation_steps == 1 and isinstance(
+            model.tables, EmbeddingTables
+        )
+        self._graph = None
+        if not self.why_no_graph:
+            self._graph = StepGraph(self._run, local_batch_size, takes_bags=takes_bags)
 
     def __call__(self, batch: Batch, step: int, num_samples: int = 0) -> Tensor:
         """Take one step.

@@ -18,8 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from fastdlrm.kernels import cross, interaction, lookup  # noqa: F401  define what the kernels implement
-from fastdlrm.kernels.cuda import dense_update, logit_loss, mlp, row_update
 from fastdlrm.kernels.cuda import cross as gpu_cross
+from fastdlrm.kernels.cuda import dense_update, logit_loss, mlp, row_update
 from fastdlrm.kernels.cuda import interaction as gpu_interaction
 from fastdlrm.kernels.cuda import lookup as gpu_lookup
 from fastdlrm.kernels.cuda import quantized_lookup as gpu_quantized_lookup
