@@ -204,13 +204,13 @@ def bias_gradient(bias_grad: Tensor, grad: Tensor, sums: Tensor | None, accumula
         accumulate: Whether to add.
     """
     if accumulate:
-        bias_grad.add_(torch.sum(grad if sums is None else sums, 0, dtype=torch.float32))
+        bias_grad.add_(torch.sum(grad if sums is None else sums, 0, dtype=bias_grad.dtype))
     elif sums is not None:
         torch.sum(sums, 0, out=bias_grad)
     elif has_gpu_kernels() and grad.is_cuda and grad.dtype != torch.float32:
         gpu.column_sums(grad, bias_grad)
     else:
-        torch.sum(grad, 0, dtype=torch.float32, out=bias_grad)
+        torch.sum(grad, 0, dtype=bias_grad.dtype, out=bias_grad)
 
 
 def define_bias_relu_(x: Tensor, bias: Tensor) -> None:

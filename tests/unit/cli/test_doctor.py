@@ -20,6 +20,7 @@ from fastdlrm.kernels.registry import DEVICES, OPERATORS, implementations
 FUNCTIONS = {
     "pooled_lookup": "fastdlrm.kernels.lookup:pooled_lookup",
     "dot_interaction": "fastdlrm.kernels.interaction:dot_interaction",
+    "cross_input_grad": "fastdlrm.kernels.cross:define_cross_input_grad",
     "logit_loss": "fastdlrm.kernels.logit_loss:logit_loss",
     "mlp_backward": "fastdlrm.kernels.mlp:mlp_backward",
     "dense_update": "fastdlrm.kernels.dense_update:dense_update_",
