@@ -38,7 +38,7 @@ class TrainStep:
 
     Attributes:
         model: In training mode.
-        dense_optimizer: Of the MLPs.
+        dense_optimizer: Of all parameters but the tables'.
         sparse_optimizer: Of the tables.
         why_no_graph: Why steps are not replayed from a captured CUDA graph; empty if they are.
     """

@@ -49,9 +49,7 @@ def test_onnx(source, splits, tmp_path):
 
 
 COMPILED = [
-    pytest.param(
-        "onnx", marks=pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")
-    ),
+    pytest.param("onnx", marks=pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")),
     pytest.param(
         "aoti",
         marks=[

@@ -51,6 +51,24 @@ def test_placement_moves_the_tables(dataset: Dataset) -> None:
     assert "tables host" in plan(dataset, "train.table_placement='host'", device=gpu)
 
 
+def test_a_cross_network_is_counted(dataset: Dataset) -> None:
+    cat = plan(dataset, "model.interaction='cat'", "train.dense_optimizer.name='sgd'")
+    cross = plan(
+        dataset,
+        "model.interaction='cross'",
+        "model.num_cross_layers=2",
+        "model.cross_rank=3",
+        "train.dense_optimizer.name='sgd'",
+    )
+    width, batch = 4 * (len(dataset.schema.sparse) + 1), tiny_recipe().train.global_batch_size
+    # two layers of V, U and b; a parameter and its gradient
+    name = "MLPs and their optimizer host"
+    assert cross[name] - cat[name] == 2 * (3 * width + width * 3 + width) * 8
+    # a layer keeps its input, its narrow product and its wide one
+    name = "activations host"
+    assert cross[name] - cat[name] == 2 * (width + 3 + width) * 4 * batch
+
+
 def test_activations_grow_with_the_batch(dataset: Dataset) -> None:
     small = plan(dataset, "train.global_batch_size=64")
     large = plan(dataset, "train.global_batch_size=128")
