@@ -299,13 +299,10 @@ class ProjectionInteraction(Interaction):
     def forward(self, vector: Tensor | None, pooled: Tensor) -> Tensor:
         """See `Interaction`."""
         x = cat_interaction(vector, pooled)
-        products = self.products(self.branch1(x), self.branch2(x))
-        return products if vector is None else torch.cat([vector, products], 1)
-
-    def products(self, first: Tensor, second: Tensor) -> Tensor:
-        """P Q of each sample, shape (B, n_1 * n_2)."""
         D = self.vectors.dim
-        return torch.bmm(first.unflatten(1, (-1, D)), second.unflatten(1, (D, -1))).flatten(1)
+        first, second = self.branch1(x).unflatten(1, (-1, D)), self.branch2(x).unflatten(1, (D, -1))
+        products = torch.bmm(first, second).flatten(1)
+        return products if vector is None else torch.cat([vector, products], 1)
 
     def cost(self) -> Cost:
         """See `Interaction`."""
@@ -320,10 +317,19 @@ class ProjectionInteraction(Interaction):
         branches = [
             evaluated(linear_layers(branch), dtype) for branch in (self.branch1, self.branch2)
         ]
+        D = self.vectors.dim
+        rows, columns = (widths[-1] // D for widths in self.widths)
+        device = next(self.branch1.parameters()).device
+        # torch.bmm rounds a sample differently in batches of other sizes, dot_interaction does not:
+        # of its pairs those of a column, numbered from `rows` on, and a row
+        i, j = torch.arange(rows).unsqueeze(1), torch.arange(rows, rows + columns)
+        pairs = (j * (j - 1) // 2 + i).flatten().to(device)
 
         def join(vector: Tensor | None, pooled: Tensor) -> Tensor:
             x = cat_interaction(vector, pooled)
-            products = self.products(*(through(branch, x) for branch in branches))
+            first, second = (through(branch, x) for branch in branches)
+            both = torch.cat([first.unflatten(1, (rows, D)), second.unflatten(1, (D, -1)).mT], 1)
+            products = dot_interaction(None, both).index_select(1, pairs)
             return _widened(products if vector is None else torch.cat([vector, products], 1), width)
 
         return join

@@ -78,6 +78,24 @@ def test_bf16_is_near_and_only_where_asked_for() -> None:
     assert not torch.equal(coarse, exact)
 
 
+@pytest.mark.parametrize("interaction", SETTINGS)
+def test_bits_are_a_samples_own_however_matrices_are_multiplied(interaction: str) -> None:
+    """oneDNN's products, which `train` may choose, depend on the batch where they are small."""
+    predictor = Predictor(make_model(interaction))
+    dense, sparse = make_inputs(3, False, 300)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        together = predictor(dense, sparse)
+        for start, count in ((0, 1), (5, 2), (3, 16), (40, 17), (31, 257)):
+            rows = slice(start, start + count)
+            assert torch.equal(
+                predictor(dense[rows], sparse.slice(start, start + count)), together[rows]
+            )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 WIDE = {"bottom": (1024, 256, 64, D), "top": (512, 256)}
 NARROW = {"bottom": (6, D), "top": (9, 5)}
 
