@@ -154,10 +154,7 @@ def training_work(
         "fc": _fc_work(training_products(shape, B), size),
         "embedding_bag": Work(
             bags.flop + num_ids * D + 2.0 * num_rows * D,
-            bags.num_bytes
-            + B * shape.num_sparse * D * size
-            + num_ids * ID_BYTES
-            + updated,
+            bags.num_bytes + B * shape.num_sparse * D * size + num_ids * ID_BYTES + updated,
             bags.gathered_bytes + updated,
         ),
         "interaction": Work(

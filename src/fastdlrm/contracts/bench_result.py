@@ -68,6 +68,16 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, Fact] = {}
     """Hardware counters a step, or why there are none."""
 
+    @property
+    def fastest_round(self) -> float:
+        """The median of the fastest round: what is kept up while nothing disturbs it."""
+        return min(sorted(samples)[len(samples) // 2] for samples in self.rounds)
+
+    @property
+    def giga_per_s(self) -> float:
+        """10^9 FLOPs a second in the fastest round, of what has none bytes; of milliseconds."""
+        return (self.flop or self.num_bytes or 0.0) / self.fastest_round / 1e6
+
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """A run of `fastdlrm bench`."""

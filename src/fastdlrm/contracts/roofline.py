@@ -15,8 +15,10 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
 
     gflop_s: dict[str, float]
     """The fastest product of matrices, by type: fp32, tf32, bf16, int8."""
-    stream_gb_s: dict[str, float]
-    """Memory read and written in order, by what is moved ("memory": more than a cache holds)."""
+    memory_gb_s: float
+    """Read plus written in order, of more than a cache holds; copy or triad."""
+    cached_gb_s: dict[int, float]
+    """The same of copies that caches hold, by bytes read plus written."""
     gather_gb_s: float | None
     """Rows at random places of the model's own tables; None without tables."""
     host_to_device_gb_s: float | None = None
