@@ -18,17 +18,23 @@ NEAR = 0.8
 MIN_FASTER = 1.1
 """A type whose products are less faster than that is none to name."""
 
-_FIXED_HELP = (
-    "every step has, however few its samples: larger batches share it, a CUDA graph, a compiled "
-    "program or fused operators save it"
+_FIXED = (
+    "what every step has, however few its samples: larger batches share it, {fewer_calls} or fused "
+    "operators save it"
 )
-_REST_HELP = {
-    "fc": "bias, ReLU and gradients beside the products: fuse them",
-    "embedding_bag": "what kernels of lookup, sort and update do beside reading rows: faster ones",
+_SHAPES = (
+    "products that even alone are slower at these shapes than the fastest: larger batches, wider "
+    "layers or another library help"
+)
+_REST = {
+    "fc": "what it does beside its products (bias, ReLU, copies, cold caches): fuse it",
+    "embedding_bag": "what it does beside reading rows (sort, update, offsets): faster kernels",
     "interaction": "what it does beside its products: one fused kernel",
     "other": "loss, the MLPs' optimizer and small operators: fuse them",
-    BETWEEN: "Python and the start of calls: a CUDA graph or a compiled program",
+    BETWEEN: "Python and the start of calls: {fewer_calls}",
 }
+_FEWER_CALLS = {True: "a CUDA graph", False: "a compiled program"}
+"""By whether it is a GPU."""
 
 
 class Part(NamedTuple):
@@ -43,27 +49,50 @@ class Part(NamedTuple):
     help: str
 
 
+class Faster(NamedTuple):
+    """The type whose products are the fastest here.
+
+    Attributes:
+        precision: fp32, tf32, bf16 or int8.
+        factor: By which it is faster than the model's.
+    """
+
+    precision: str
+    factor: float
+
+
+def faster_type(ceilings: Ceilings, own: Sequence[str], allowed: Sequence[str]) -> Faster:
+    """The type to compute in if only speed counts.
+
+    Args:
+        ceilings: Of the machine.
+        own: Types in which the model's products may be computed.
+        allowed: Types that could take their place.
+    """
+    name = max(allowed, key=lambda name: ceilings.gflop_s[name])
+    return Faster(name, ceilings.gflop_s[name] / max(ceilings.gflop_s[one] for one in own))
+
+
 def advise(
     step: Placed,
     operators: Sequence[Placed],
-    ceilings: Ceilings,
-    precisions: Sequence[str],
-    allowed: Sequence[str],
+    *,
+    faster: Faster,
+    on_gpu: bool,
 ) -> Advice:
     """The change that would help most.
 
     Args:
         step: As a whole.
         operators: Its classes.
-        ceilings: Of the machine.
-        precisions: In which its products may be computed.
-        allowed: In which they could be, if its accuracy allows.
+        faster: The type in which products could be computed, if the accuracy allows.
+        on_gpu: Whether the step ran there.
     """
     if step.share >= NEAR:
-        return _less_work(step, operators, ceilings, precisions, allowed)
+        return _less_work(step, operators, faster)
     worst = max(operators, key=above)
     saved = above(worst)
-    part = largest_part(worst)
+    part = largest_part(worst, _FEWER_CALLS[on_gpu])
     return _advice(
         step,
         worst.operator,
@@ -79,37 +108,29 @@ def above(placed: Placed) -> float:
     return max(0.0, placed.ms - placed.floor_ms)
 
 
-def largest_part(placed: Placed) -> Part:
-    """Of an operator's time above its floor."""
+def largest_part(placed: Placed, fewer_calls: str) -> Part:
+    """Of an operator's time above its floor.
+
+    Args:
+        placed: The operator.
+        fewer_calls: What saves the start of calls.
+    """
     shapes = min(above(placed), max(0.0, (placed.products_ms or 0.0) - placed.floor_ms))
     fixed = min(placed.fixed_ms, above(placed) - shapes)
-    parts = [
-        Part(
-            shapes,
-            "products that even alone are slower at these shapes than at large ones: larger "
-            "batches, wider layers or another library help",
-        ),
-        Part(fixed, f"what {_FIXED_HELP}"),
-        Part(above(placed) - shapes - fixed, _REST_HELP[placed.operator]),
-    ]
-    return max(parts, key=lambda part: part.ms)
+    rest = above(placed) - shapes - fixed
+    parts = [Part(shapes, _SHAPES), Part(fixed, _FIXED), Part(rest, _REST[placed.operator])]
+    largest = max(parts, key=lambda part: part.ms)
+    return Part(largest.ms, largest.help.format(fewer_calls=fewer_calls))
 
 
-def _less_work(
-    step: Placed,
-    operators: Sequence[Placed],
-    ceilings: Ceilings,
-    precisions: Sequence[str],
-    allowed: Sequence[str],
-) -> Advice:
+def _less_work(step: Placed, operators: Sequence[Placed], faster: Faster) -> Advice:
     most = max(operators, key=_attainable)
     saved_share, gain = 0.5, "With half of it"
     if most.compute_ms >= most.stream_ms + most.gather_ms:
         what = "FLOPs: narrower layers have fewer"
-        name, faster = _fastest(ceilings, precisions, allowed)
-        if faster >= MIN_FASTER:
-            what += f", and {name} multiplies {faster:.2g} times as fast here"
-            saved_share, gain = 1 - 1 / faster, f"In {name}"
+        if faster.factor >= MIN_FASTER:
+            what += f", and {faster.precision} multiplies {faster.factor:.2g} times as fast here"
+            saved_share, gain = 1 - 1 / faster.factor, f"In {faster.precision}"
     elif most.gather_ms >= most.stream_ms:
         what = "rows: fewer ids, or a narrower train.table_dtype"
     else:
@@ -128,14 +149,6 @@ def _less_work(
 def _attainable(placed: Placed) -> float:
     """Milliseconds of the floor, no more than it takes."""
     return min(placed.floor_ms, placed.ms)
-
-
-def _fastest(
-    ceilings: Ceilings, precisions: Sequence[str], allowed: Sequence[str]
-) -> tuple[str, float]:
-    """The type of the fastest products, and how much faster than the own they are."""
-    name = max(allowed, key=lambda name: ceilings.gflop_s[name])
-    return name, ceilings.gflop_s[name] / max(ceilings.gflop_s[own] for own in precisions)
 
 
 def _advice(step: Placed, operator: str, saved_ms: float, text: str) -> Advice:

@@ -21,7 +21,7 @@ from fastdlrm.bench.counting import ID_BYTES, Product
 from fastdlrm.bench.fingerprint import caches
 from fastdlrm.bench.measure import Timed, measure
 from fastdlrm.bench.models import NUM_BATCHES, BenchModel, free_bytes
-from fastdlrm.bench.placement import MEMORY
+from fastdlrm.bench.placement import PRODUCTS
 from fastdlrm.bench.result import measurement
 from fastdlrm.contracts.bench_result import Effort, Measurement
 from fastdlrm.data.random import RandomBatches
@@ -47,6 +47,8 @@ PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16")}
 
 CACHED_BYTES = (2**20, 2**23, 2**26)
 """Copied within caches, read plus written."""
+MEMORY = "memory"
+"""Names streams of more than a cache holds."""
 HOST_BYTES = 2**26
 """Copied to a GPU and back."""
 MEMORY_SHARE = 8
@@ -148,7 +150,7 @@ def measure_products(
         with products_as(precision, device) as dtype:
             loads = [
                 Load(
-                    f"gemm {precision}",
+                    PRODUCTS + precision,
                     product_name(kind, product),
                     _without_k(multiplying(product, dtype, device)),
                     flop=product.flop,
@@ -293,7 +295,7 @@ def _int8_loads(chosen: Sequence[tuple[str, Product]]) -> Iterator[Load]:
             weight, bias = torch.randn(product.n, product.k), torch.zeros(product.n)
             layers = Int8Layers([(weight, bias)], [Range(-4.0, 4.0)])
             call = _without_k(partial(layers, torch.randn(product.m, product.k)))
-            yield Load("gemm int8", product_name(kind, product), call, flop=product.flop)
+            yield Load(PRODUCTS + "int8", product_name(kind, product), call, flop=product.flop)
 
 
 def _without_k(call: Callable[[], object]) -> Callable[[int], object]:
@@ -308,6 +310,8 @@ def _many(
     if count == 1:
         return call, 1
     if device.type == "cuda":
+        for k in range(count):
+            call(k)  # compiles kernels, which a capture may not
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for k in range(count):

@@ -17,8 +17,8 @@ from fastdlrm.contracts.roofline import Bound, Ceilings, Placed
 
 BETWEEN = "between"
 """Time of a step in which no operator runs: Python, the start of calls."""
-MEMORY = "memory"
-"""Names streams of more than a cache holds."""
+PRODUCTS = "gemm "
+"""Begins the names of ceilings of products; the type follows."""
 FIXED_SHARE = 0.5
 """Of the time of an operator without counted work: from there on it is called fixed."""
 
@@ -62,27 +62,19 @@ def ceilings_of(measurements: Sequence[Measurement]) -> Ceilings:
     Args:
         measurements: Of `bench.ceilings`.
     """
-    gflop_s: dict[str, float] = {}
-    gb_s: dict[str, dict[str, float]] = defaultdict(dict)
+    by_name: dict[str, list[Measurement]] = defaultdict(list)
     for found in measurements:
-        name, of = found.key["ceiling"], found.key["of"]
-        if name.startswith("gemm "):
-            precision = name.removeprefix("gemm ")
-            gflop_s[precision] = max(gflop_s.get(precision, 0.0), found.giga_per_s)
-        else:
-            gb_s[name][of] = found.giga_per_s
+        by_name[found.key["ceiling"]].append(found)
+    stream = {int(m.num_bytes or 0): m.giga_per_s for m in by_name["copy"]}
+    stream[max(stream)] = max(stream[max(stream)], *(m.giga_per_s for m in by_name["triad"]))
 
     def fastest(name: str) -> float | None:
-        return max(gb_s[name].values(), default=None)
+        return max((m.giga_per_s for m in by_name[name]), default=None)
 
+    products = [name for name in by_name if name.startswith(PRODUCTS)]
     return Ceilings(
-        gflop_s=gflop_s,
-        memory_gb_s=max(gb_s["copy"][MEMORY], gb_s["triad"][MEMORY]),
-        cached_gb_s={
-            int(found.num_bytes or 0): found.giga_per_s
-            for found in measurements
-            if found.key["ceiling"] == "copy" and found.key["of"] != MEMORY
-        },
+        gflop_s={name.removeprefix(PRODUCTS): fastest(name) or 0.0 for name in products},
+        stream_gb_s=stream,
         gather_gb_s=fastest("gather"),
         host_to_device_gb_s=fastest("host to device"),
         device_to_host_gb_s=fastest("device to host"),
@@ -91,17 +83,16 @@ def ceilings_of(measurements: Sequence[Measurement]) -> Ceilings:
 
 
 def stream_gb_s(ceilings: Ceilings, num_bytes: float) -> float:
-    """The speed of bytes in order that are moved again and again: of the fastest copy of as many.
-
-    Between two sizes that were measured it is the smaller's, so that a ceiling is never too low.
+    """The speed of bytes in order that are moved again and again: of the fastest copy of as many or
+    more; between two sizes that were measured it is the smaller's, so that it is never too low.
 
     Args:
         ceilings: Of the machine.
         num_bytes: Read plus written.
     """
-    cached = ceilings.cached_gb_s
-    size = max((size for size in cached if size <= num_bytes), default=0)
-    return max([ceilings.memory_gb_s, *(rate for of, rate in cached.items() if of >= size)])
+    speeds = ceilings.stream_gb_s
+    size = max((size for size in speeds if size <= num_bytes), default=0)
+    return max(speed for other, speed in speeds.items() if other >= size)
 
 
 def least_of(work: Measurement | None, ceilings: Ceilings, peak_gflop_s: float) -> Least:

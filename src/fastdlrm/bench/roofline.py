@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from fastdlrm.bench.advice import advise
+from fastdlrm.bench.advice import advise, faster_type
 from fastdlrm.bench.ceilings import (
+    MEMORY,
     last_cache_bytes,
     measure_gather,
     measure_host_copies,
@@ -23,7 +24,7 @@ from fastdlrm.bench.ceilings import (
 from fastdlrm.bench.counting import Product, forward_products, training_products
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.operators import NOTES, measure_steps, model_shape
-from fastdlrm.bench.placement import MEMORY, ceilings_of, place, times_of
+from fastdlrm.bench.placement import PRODUCTS, ceilings_of, place, times_of
 from fastdlrm.bench.result import result_of, start
 from fastdlrm.contracts.bench_result import BenchResult, Effort, Measurement
 from fastdlrm.contracts.roofline import Ceilings, Placed, PlacedStep, Roofline
@@ -69,7 +70,7 @@ def bench_roofline(
         *exchange,
     ]
     steps = measure_steps(model, built, sizes, passes, effort)
-    roofline = roofline_of(measured, steps, asked, precision)
+    roofline = roofline_of(measured, steps, asked, precision, device.type == "cuda")
     return msgspec.structs.replace(
         result_of(
             "roofline",
@@ -104,6 +105,7 @@ def roofline_of(
     steps: Sequence[Measurement],
     asked: Mapping[tuple[str, int], Sequence[Product]],
     precision: str,
+    on_gpu: bool,
 ) -> Roofline:
     """Steps under ceilings.
 
@@ -112,6 +114,7 @@ def roofline_of(
         steps: With a step of one sample of each pass.
         asked: Products of each step that were measured.
         precision: Of the model's products: fp32, tf32 or bf16.
+        on_gpu: Whether the steps ran there.
     """
     ceilings, times = ceilings_of(measured), times_of(steps)
     own = own_precisions(precision, ceilings)
@@ -123,7 +126,7 @@ def roofline_of(
         products_ms = None
         if products:
             products_ms = sum(
-                min(alone[f"gemm {name}", product_name(p.kind, p)] for name in own)
+                min(alone[PRODUCTS + name, product_name(p.kind, p)] for name in own)
                 for p in products
             )
         step, operators = place(found, times[kind, 1], ceilings, peak, products_ms)
@@ -134,7 +137,12 @@ def roofline_of(
                 batch_size=size,
                 step=step,
                 operators=operators,
-                advice=advise(step, operators, ceilings, own, allowed),
+                advice=advise(
+                    step,
+                    operators,
+                    faster=faster_type(ceilings, own, allowed),
+                    on_gpu=on_gpu,
+                ),
             )
         )
     return Roofline(ceilings=ceilings, steps=tuple(placed))

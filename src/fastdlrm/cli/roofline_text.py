@@ -38,8 +38,9 @@ def roofline_lines(result: BenchResult) -> Iterator[str]:
 def ceiling_lines(found: Ceilings) -> Iterator[str]:
     """A line a ceiling."""
     yield f"memory in order  {found.memory_gb_s:.4g} GB/s"
-    cached = (f"{size >> 20} MiB {rate:.4g}" for size, rate in found.cached_gb_s.items())
-    yield f"in caches        {', '.join(cached)} GB/s"
+    cached = sorted(found.stream_gb_s.items())[:-1]
+    speeds = ", ".join(f"{size >> 20} MiB {speed:.4g}" for size, speed in cached)
+    yield f"in caches        {speeds} GB/s"
     rates = {
         "rows gathered": found.gather_gb_s,
         "host to device": found.host_to_device_gb_s,
@@ -49,8 +50,8 @@ def ceiling_lines(found: Ceilings) -> Iterator[str]:
     for name, rate in rates.items():
         if rate is not None:
             yield f"{name:<16} {rate:.4g} GB/s"
-    speeds = (f"{name} {rate:,.0f}" for name, rate in found.gflop_s.items())
-    yield f"products         {', '.join(speeds)} GFLOP/s"
+    products = ", ".join(f"{name} {speed:,.0f}" for name, speed in found.gflop_s.items())
+    yield f"products         {products} GFLOP/s"
 
 
 def _is_layer(found: Measurement) -> bool:

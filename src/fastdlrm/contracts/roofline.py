@@ -15,10 +15,9 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
 
     gflop_s: dict[str, float]
     """The fastest product of matrices, by type: fp32, tf32, bf16, int8."""
-    memory_gb_s: float
-    """Read plus written in order, of more than a cache holds; copy or triad."""
-    cached_gb_s: dict[int, float]
-    """The same of copies that caches hold, by bytes read plus written."""
+    stream_gb_s: dict[int, float]
+    """Bytes in order, read plus written, by how many are moved again and again: caches hold few;
+    of the most no cache holds much (copy or triad)."""
     gather_gb_s: float | None
     """Rows at random places of the model's own tables; None without tables."""
     host_to_device_gb_s: float | None = None
@@ -26,6 +25,11 @@ class Ceilings(msgspec.Struct, frozen=True, kw_only=True):
     device_to_host_gb_s: float | None = None
     all_to_all_gb_s: float | None = None
     """That a rank sends while it receives as much; None of one process."""
+
+    @property
+    def memory_gb_s(self) -> float:
+        """Of more bytes than caches hold."""
+        return self.stream_gb_s[max(self.stream_gb_s)]
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
