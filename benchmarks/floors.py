@@ -14,11 +14,12 @@ from shapes import Shape
 
 from fastdlrm.batch import Batch
 from fastdlrm.bench.counting import ModelShape, forward_work, training_work
+from fastdlrm.bench.measure import wait
+from fastdlrm.parallel.measure import GEMM_WIDTH, copying
 
 ROW_PROBES = 200_000
 COPY_BYTES = 2**28
 MAX_PROBED_BYTES = 2**31
-GEMM_WIDTH = {"cpu": 1024, "cuda": 8192}
 
 
 def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
@@ -28,10 +29,8 @@ def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
         copy_gb_s (bytes read plus written), row_ns (a random row of D float32), gemm_fp32_gflop_s
         (the fastest of torch's ways on the CPU), gemm_bf16_gflop_s, with CUDA gemm_tf32_gflop_s.
     """
-    source = torch.empty(COPY_BYTES // 8, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
     found = {
-        "copy_gb_s": COPY_BYTES / _seconds(lambda: target.copy_(source), device) / 1e9,
+        "copy_gb_s": COPY_BYTES / _seconds(copying(COPY_BYTES, device), device) / 1e9,
         "row_ns": _row_seconds(shape, device) / ROW_PROBES * 1e9,
     }
     is_cuda = device.type == "cuda"
@@ -123,14 +122,9 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """The least of some calls: a ceiling is what can be reached."""
     times = []
     for _ in range(12):
-        _wait(device)
+        wait(device)
         began = time.perf_counter_ns()
         call()
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter_ns() - began)
     return min(times) / 1e9
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

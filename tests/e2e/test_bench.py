@@ -94,3 +94,31 @@ def test_mistakes_are_told_in_one_line(tmp_path):
     told = fastdlrm("bench", "batch", "--model", "rmc1", "--rows-scale", 2, *out, code=2)
     assert told == "error: --rows-scale 2: above 0 and up to 1 is allowed\n"
     assert not (tmp_path / "o.json").exists()
+
+
+def test_roofline(tmp_path):
+    """With dot interaction, dense features and bags."""
+    out = tmp_path / "r.json"
+    command = ("bench", "roofline", "--model", "random", "--batches", 16, *TINY, "--threads", 1)
+    text = fastdlrm(*command, "--out", out)
+    result = read_result(out)
+    found = result.roofline
+    assert {"fp32", "bf16"} <= set(found.ceilings.gflop_s)
+    assert min(found.ceilings.gflop_s.values()) > 0
+    assert found.ceilings.memory_gb_s > 0
+    assert found.ceilings.gather_gb_s > 0
+    assert [(step.kind, step.batch_size) for step in found.steps] == [
+        ("inference", 1), ("inference", 16), ("training", 1), ("training", 16)
+    ]  # fmt: skip
+    for step in found.steps:
+        parts = {one.operator: one for one in step.operators}
+        assert set(parts) == {"embedding_bag", "interaction", "fc", "other", "between"}
+        assert sum(one.ms for one in step.operators) == pytest.approx(step.step.ms)
+        assert 0 < step.step.floor_ms <= step.step.ms
+        assert step.advice.operator in parts
+        assert f"{step.kind} of {step.batch_size}: {step.advice.sentence}" in text
+    assert any("all-to-all is not measured: it needs ranks" in note for note in result.notes)
+    assert all(found.rounds for found in result.measurements)
+    compared = fastdlrm("bench", "compare", out, out)
+    assert "gemm fp32" in compared
+    assert "embedding_bag" in compared

@@ -107,7 +107,7 @@ class BenchModel:
         Raises:
             ConfigError: Its tables do not fit the device's free memory.
         """
-        require_memory(self.table_bytes, _free_bytes(self.device), self.rows_scale)
+        require_memory(self.table_bytes, free_bytes(self.device), self.rows_scale)
         return build_dlrm(
             self.recipe.model,
             self.schema,
@@ -185,5 +185,6 @@ def require_memory(needed: int, free: int | None, rows_scale: float) -> None:
     )
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free; None where that is not known."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()

@@ -88,6 +88,11 @@ OPERATOR_CLASSES: Classes = (
 )
 """The first class one of whose words is in an operator's name has its time."""
 
+NOTES = (
+    "shares of the time are torch's profiler's: of operators on the CPU, of kernels on a GPU",
+    "flop and num_bytes are counted from the shapes; training counts the tables' update as SGD",
+)
+
 CLASS_NAMES = (*(name for name, _ in OPERATOR_CLASSES), "other")
 
 
@@ -116,16 +121,7 @@ def bench_operators(
         ConfigError: The tables do not fit, or the model does not train so.
     """
     started, matmul = start(), model.settle_products()
-    built, measurements = model.build(), []
-    for kind in passes:
-        cases = [_case(model, built, kind, size) for size in batch_sizes]
-        timed = measure([case.call for case in cases], model.device, effort)
-        for case, found in zip(cases, timed, strict=True):
-            measurements += _measurements(case, found, model.device, effort)
-    notes = [
-        "shares of the time are torch's profiler's: of operators on the CPU, of kernels on a GPU",
-        "flop and num_bytes are counted from the shapes; training counts the tables' update as SGD",
-    ]
+    measurements = measure_steps(model, model.build(), batch_sizes, passes, effort)
     return result_of(
         "operators",
         model,
@@ -134,8 +130,36 @@ def bench_operators(
         effort=effort,
         settings={"batch_sizes": list(batch_sizes), "passes": list(passes)},
         measurements=measurements,
-        notes=notes,
+        notes=NOTES,
     )
+
+
+def measure_steps(
+    model: BenchModel,
+    built: DLRM,
+    batch_sizes: Sequence[int],
+    passes: Sequence[str],
+    effort: Effort,
+) -> list[Measurement]:
+    """Each step as a whole (operator "step"), then each operator class of it.
+
+    Args:
+        model: What is measured.
+        built: Made of it; training changes its weights.
+        batch_sizes: B, each at least 1.
+        passes: "inference", "training".
+        effort: How long.
+
+    Raises:
+        ConfigError: The model does not train so.
+    """
+    found = []
+    for kind in passes:
+        cases = [_case(model, built, kind, size) for size in batch_sizes]
+        times = measure([case.call for case in cases], model.device, effort)
+        for case, timed in zip(cases, times, strict=True):
+            found += _measurements(case, timed, model.device, effort)
+    return found
 
 
 def model_shape(model: BenchModel) -> ModelShape:
@@ -213,6 +237,7 @@ def _measurements(
             whole,
             flop=sum(work.flop for work in total),
             num_bytes=sum(work.num_bytes for work in total),
+            gathered_bytes=sum(work.gathered_bytes for work in total),
             counters=_counters(case, device, calls),
         )
     ]
@@ -229,6 +254,7 @@ def _measurements(
                 one,
                 flop=work and work.flop,
                 num_bytes=work and work.num_bytes,
+                gathered_bytes=work and work.gathered_bytes,
             )
         )
     return found

@@ -1,5 +1,7 @@
 """`fastdlrm bench`: characterise inference and training on this machine."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +9,9 @@ import msgspec
 import typer
 
 from fastdlrm.cli.bench_text import comparison_lines, result_lines
+from fastdlrm.cli.launch import launch_again
 from fastdlrm.cli.options import Json, Overrides
+from fastdlrm.cli.roofline_text import roofline_lines
 from fastdlrm.contracts.bench_result import BenchResult, Effort, read_result, write_result
 from fastdlrm.errors import ConfigError
 
@@ -99,6 +103,50 @@ def operators(
     _finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
 
 
+@app.command("roofline")
+def roofline(
+    model: Model,
+    out: Out,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes, 1 added; 64,1024, with --quick 256."),
+    ] = None,
+    passes: Annotated[
+        str, typer.Option(help="inference, training, or both with a comma.")
+    ] = "inference,training",
+    rows_scale: RowsScale = 1.0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    ranks: Annotated[
+        int, typer.Option(help="Between which all-to-all is measured, on this machine.", min=1)
+    ] = 1,
+    quick: Quick = False,
+    seconds: Seconds = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """How far a model is from what this machine can do, and what would help it most.
+
+    fastdlrm bench roofline --model rmc2 --rows-scale 0.1 --out RMC2.json
+    """
+    from fastdlrm.bench.ceilings import measure_exchange
+    from fastdlrm.bench.roofline import BATCH_SIZES, bench_roofline
+    from fastdlrm.parallel.world import World
+
+    sizes = batch_sizes(batches, "256" if quick else _joined(BATCH_SIZES))
+    kinds = pass_names(passes)
+    loaded = _load(model, rows_scale, device, threads, overrides)
+    taken = effort(quick, seconds)
+    world = World.of_environment(loaded.device)
+    if world.size == 1 < ranks:
+        launch_again(sys.argv[1:], ranks)
+        return
+    exchange = measure_exchange(world, loaded.device)
+    if world.is_first:
+        found = bench_roofline(loaded, sizes, kinds, taken, exchange)
+        _finish(found, out, json, roofline_lines)
+
+
 @app.command("compare")
 def compare(
     files: Annotated[list[Path], typer.Argument(help="Results; the first is what others are to.")],
@@ -180,11 +228,16 @@ def _load(
     return BenchModel.load(model, rows_scale=rows_scale, device=device, overrides=overrides or ())
 
 
-def _finish(result: BenchResult, out: Path, json: bool) -> None:
+def _finish(
+    result: BenchResult,
+    out: Path,
+    json: bool,
+    lines: Callable[[BenchResult], Iterator[str]] = result_lines,
+) -> None:
     write_result(out, result)
     if json:
         typer.echo(msgspec.json.encode(result).decode())
         return
-    for line in result_lines(result):
+    for line in lines(result):
         typer.echo(line)
     typer.echo(f"written to {out}")

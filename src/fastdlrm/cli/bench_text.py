@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 def result_lines(result: BenchResult) -> Iterator[str]:
     """A result: what was run, where, and a table of its measurements."""
-    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
-    yield f"host   {host_text(result.host)}"
-    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
-    yield ""
+    yield from heading(result)
     if result.benchmark == "operators":
         yield from operator_lines(result.measurements)
     else:
         yield from table([*result.measurements[0].key, *COLUMNS], map(row, result.measurements))
     for note in result.notes:
         yield f"note   {note}"
+
+
+def heading(result: BenchResult) -> Iterator[str]:
+    """What was run, and where."""
+    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
+    yield f"host   {host_text(result.host)}"
+    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
+    yield ""
 
 
 COLUMNS = ("median ms", "95 % interval", "p95", "p99", "samples/s", "n", "stopped by")
@@ -100,10 +105,11 @@ def comparison_lines(found: "Comparison") -> Iterator[str]:
         said = zip(letters, values, strict=True)
         yield f"{name}: " + "; ".join(f"{letter} {value}" for letter, value in said)
     yield ""
-    columns = [*found.rows[0].key, *(f"{letter} {found.rows[0].unit}" for letter in letters)]
+    names = list(dict.fromkeys(name for row in found.rows for name in row.key))
+    columns = [*names, *(f"{letter} {found.rows[0].unit}" for letter in letters)]
     for letter in letters[1:]:
         columns += [f"{letter}/A", "95 % interval", f"{letter} is"]
-    yield from table(columns, map(_comparison_row, found.rows))
+    yield from table(columns, (_comparison_row(row, names) for row in found.rows))
     yield f"differences up to {found.noise:.3g} of the time, or within the interval, count as none"
     for warning in found.warnings:
         yield f"warning  {warning}"
@@ -111,8 +117,11 @@ def comparison_lines(found: "Comparison") -> Iterator[str]:
         yield f"not in all, or too short to compare: {'; '.join(found.left_out)}"
 
 
-def _comparison_row(row: "Row") -> list[str]:
-    cells = [*row.key.values(), *(f"{median:.4g}" for median in row.medians)]
+def _comparison_row(row: "Row", names: Sequence[str]) -> list[str]:
+    cells = [
+        *(row.key.get(name, "") for name in names),
+        *(f"{median:.4g}" for median in row.medians),
+    ]
     for ratio in row.ratios:
         interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
         cells += [f"{ratio.ratio:.3f}", interval, ratio.verdict]

@@ -10,6 +10,7 @@ import msgspec
 
 from fastdlrm.contracts.host import Fact, Fingerprint
 from fastdlrm.contracts.manifest import write_atomic
+from fastdlrm.contracts.roofline import Roofline
 from fastdlrm.errors import DataError
 
 KIND = "bench"
@@ -62,8 +63,20 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """Counted from the shape; None where it is not counted."""
     num_bytes: float | None = None
     """Moved if nothing stays in a cache but the weights of a layer, counted from the shape."""
+    gathered_bytes: float | None = None
+    """Of `num_bytes`, rows of tables at places that ids name, and those ids."""
     counters: dict[str, Fact] = {}
     """Hardware counters a step, or why there are none."""
+
+    @property
+    def fastest_round(self) -> float:
+        """The median of the fastest round: what is kept up while nothing disturbs it."""
+        return min(sorted(samples)[len(samples) // 2] for samples in self.rounds)
+
+    @property
+    def giga_per_s(self) -> float:
+        """10^9 FLOPs a second in the fastest round, of what has none bytes; of milliseconds."""
+        return (self.flop or self.num_bytes or 0.0) / self.fastest_round / 1e6
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +109,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know besides."""
+    roofline: Roofline | None = None
+    """What the measurements of `bench roofline` say."""
 
 
 def write_result(path: Path, result: BenchResult) -> None:
