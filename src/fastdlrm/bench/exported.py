@@ -1,4 +1,4 @@
-"""A preset's model with drawn weights as an exported model, and rows to query it with: no run, no data.
+"""A preset's model with drawn weights, exported without a run, and rows to query it with.
 
 Shapes: n rows, N dense features, F sparse features, B samples.
 """

@@ -68,7 +68,9 @@ def _ready_port(process: subprocess.Popen[bytes], log: Path) -> int:
         if "ready" in events:
             return int(events["started"]["http_port"])
         if has_ended or time.monotonic() > until:
-            what = f"ended with {process.returncode}" if has_ended else f"not ready in {START_S:g} s"
+            what = (
+                f"ended with {process.returncode}" if has_ended else f"not ready in {START_S:g} s"
+            )
             last = " | ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise ServeError(f"the server under test: {what}; its log ends: {last}")
         time.sleep(POLL_S)

@@ -1,5 +1,6 @@
 """`fastdlrm bench`: characterise inference and training on this machine."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,7 @@ def batch(
 
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
+    finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
 
 
 @app.command("operators")
@@ -96,7 +97,7 @@ def operators(
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     kinds = pass_names(passes)
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
+    finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
 
 
 @app.command("compare")
@@ -180,11 +181,17 @@ def _load(
     return BenchModel.load(model, rows_scale=rows_scale, device=device, overrides=overrides or ())
 
 
-def _finish(result: BenchResult, out: Path, json: bool) -> None:
+def finish(
+    result: BenchResult,
+    out: Path,
+    json: bool,
+    lines: Callable[[BenchResult], Iterator[str]] = result_lines,
+) -> None:
+    """Write a result and print it."""
     write_result(out, result)
     if json:
         typer.echo(msgspec.json.encode(result).decode())
         return
-    for line in result_lines(result):
+    for line in lines(result):
         typer.echo(line)
     typer.echo(f"written to {out}")

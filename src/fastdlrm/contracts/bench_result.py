@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from fastdlrm.contracts.host import Fact, Fingerprint
+from fastdlrm.contracts.latency_bounded import LatencyBounded
 from fastdlrm.contracts.manifest import write_atomic
 from fastdlrm.errors import DataError
 
@@ -96,6 +97,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know besides."""
+    latency_bounded: LatencyBounded | None = None
+    """What `latency-bounded` found."""
 
 
 def write_result(path: Path, result: BenchResult) -> None:
