@@ -30,14 +30,14 @@ from fastdlrm.load.search import FIRST_SHARE, MAX_PROBE_S, OVER_ALLOWED, STEP, s
 from fastdlrm.load.sizes import many_sizes
 
 QUICK_OVER_ALLOWED, QUICK_PROBE_S = 3, 10.0
-QUICK_SHARE = 0.5
-"""Of the ceiling, where the first search of a quick run starts."""
 QUICK_REFERENCE = ReferenceOptions(num_updates=24, num_kept=8)
 
+LEAST_DEADLINE_MS, MOST_DEADLINE_MS = 1000.0, 60_000.0
+"""A query may take ten times its SLA, within these bounds: what is late is counted, and only what
+cannot be answered for long is refused."""
 NUM_ROWS = 8192
 """Distinct rows that queries are made of: more than caches hold of the tables' rows."""
 SERVER = (
-    "limits.default_timeout_ms=60000",  # what is late is counted, not refused
     "limits.max_body_bytes=67108864",
     "limits.max_bodies_bytes=2147483648",
     "batching.arena_bytes=1073741824",
@@ -115,8 +115,10 @@ class _Runner:
     def rung(self, rows: int) -> Rung:
         """Rates of B = `rows`."""
         if rows not in self._found:
+            deadline_ms = min(max(10 * self._study.sla_ms, LEAST_DEADLINE_MS), MOST_DEADLINE_MS)
             overrides = (
                 *SERVER,
+                f"limits.default_timeout_ms={deadline_ms}",
                 f"workers.count={self._study.workers}",
                 f"batching.max_batch_rows={rows}",
             )
@@ -189,11 +191,11 @@ class _Runner:
     def _first_rate(self, rows: int) -> float:
         """Where a search starts: a little below what the last B makes likely."""
         ceiling = self._ceiling(rows)
-        share = QUICK_SHARE if self._study.is_quick else FIRST_SHARE
+        share = 0.0
         if self._found:
             last = list(self._found.values())[-1]
-            share = min(median(last.rates) / last.ceiling_qps / STEP**0.5, 1.0) or share
-        return share * ceiling
+            share = min(median(last.rates) / last.ceiling_qps / STEP**0.5, 1.0)
+        return (share or FIRST_SHARE) * ceiling
 
 
 def _measurement(rung: Rung, study: Study) -> Measurement:

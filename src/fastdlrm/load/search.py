@@ -93,6 +93,7 @@ def search(
 
         def probe(rate: float, seed: int) -> LoadResult:
             duration_s = max(plan.duration_s, needed / rate)
+            crew.settle(plan)
             return crew.run(
                 msgspec.structs.replace(
                     plan, rate=rate, closed=None, seed=seed, duration_s=duration_s
