@@ -94,3 +94,43 @@ def test_mistakes_are_told_in_one_line(tmp_path):
     told = fastdlrm("bench", "batch", "--model", "rmc1", "--rows-scale", 2, *out, code=2)
     assert told == "error: --rows-scale 2: above 0 and up to 1 is allowed\n"
     assert not (tmp_path / "o.json").exists()
+
+
+LOOSE = ("--sla-ms", 2000, "--max-lateness-ms", 2000, "--rows-scale", 0.001, "--workers", 1)
+
+
+@pytest.mark.parametrize(("model", "mode"), [("rmc1", "search"), ("ncf", "reference")])
+def test_latency_bounded(tmp_path, model, mode):
+    """On the project's server, as a process, with bags and without; which rate, a loaded machine
+    decides."""
+    out = tmp_path / "l.json"
+    # The reference's window of 64 at gaps of 20 ms is 1.3 s: 24 of them are long, one B of them.
+    batches, sizes = ("8,64", "fixed:16") if mode == "search" else ("16", "fixed:2")
+    text = fastdlrm(
+        *("bench", "latency-bounded", "--model", model, "--quick", "--seconds", 0.3, *LOOSE),
+        *("--sizes", sizes, "--batches", batches, "--mode", mode, "--no-sweep", "--out", out),
+    )
+    found = read_result(out).latency_bounded
+    assert found.mode == mode
+    assert found.is_quick
+    assert found.tuned in [rung.rows for rung in found.rungs]
+    assert set(found.visited) == {rung.rows for rung in found.rungs}
+    assert "quick: short probes" in text
+    for rung in found.rungs:
+        assert len(rung.rates) == 1
+        if mode == "search":
+            best = max((p.rate for p in rung.probes if p.passed), default=0.0)
+            assert rung.rates[0] == best
+            assert all(p.passed or p.why for p in rung.probes)
+        else:
+            assert len(rung.updates[0]) == 24
+            assert 50 <= rung.rates[0] <= 1000
+    if mode == "search":
+        assert found.static == 16
+        assert f"static B {found.static}" in text
+
+
+def test_latency_bounded_needs_an_sla(tmp_path):
+    command = ("bench", "latency-bounded", "--model", "random", "--out", tmp_path / "o.json")
+    told = fastdlrm(*command, code=2)
+    assert told == "error: model 'random' has no sla_ms; give --sla-ms\n"
