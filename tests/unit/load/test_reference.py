@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from fastdlrm.errors import ConfigError
+from fastdlrm.errors import ConfigError, LoadError
+from fastdlrm.load import reference
 from fastdlrm.load.arrivals import arrival_times
 from fastdlrm.load.plan import Plan, schedule_of
 from fastdlrm.load.reference import Controller, ReferenceOptions, reference_search
@@ -132,3 +133,15 @@ def test_a_search_of_a_stub():
 def test_what_is_not_the_references_way_is_refused(changes):
     with pytest.raises(ConfigError, match="it takes an SLA, reference_poisson_ms and 95"):
         reference_search(plan_of(**changes))
+
+
+def test_a_server_that_answers_no_more_ends_the_search(monkeypatch):
+    monkeypatch.setattr(reference, "NO_ANSWER_S", 0.3)
+    options = msgspec.structs.replace(SHORT, queue=4, num_updates=60)
+    with (
+        stub_server(service_ms=0.1, silent_every=2) as url,
+        pytest.raises(LoadError, match=r"4 queries sent, none answered for 0.3 s; does the server"),
+    ):
+        reference_search(plan_of(url), options)
+    with pytest.raises(LoadError, match="is the server running there"):
+        reference_search(plan_of("http://127.0.0.1:9"))
