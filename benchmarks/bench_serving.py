@@ -30,9 +30,10 @@ import msgspec
 from results_file import write
 from served import Served, fastapi, mlserver, ours
 
+from fastdlrm.contracts.latency_bounded import Probe
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.run import run
-from fastdlrm.load.search import Probe, search
+from fastdlrm.load.search import search
 
 PORT = 8100
 CANDIDATES = 100

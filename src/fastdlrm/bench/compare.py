@@ -162,13 +162,14 @@ def _row(group: Sequence[Measurement], noise: float) -> Row:
         low, high = bootstrap_ratio_interval(
             values_of(other.rounds), values_of(group[0].rounds), median, blocks=blocks
         )
+        said = verdict(low, high, ratio, noise)
         ratios.append(
             Ratio(
                 result=place,
                 ratio=ratio,
                 low=low,
                 high=high,
-                verdict=verdict(low, high, ratio, noise),
+                verdict=_of_rate(said) if group[0].unit.endswith("/s") else said,
             )
         )
     return Row(
@@ -177,6 +178,12 @@ def _row(group: Sequence[Measurement], noise: float) -> Row:
         medians=tuple(m.summary.median for m in group),
         ratios=tuple(ratios),
     )
+
+
+def _of_rate(said: Verdict) -> Verdict:
+    """A verdict on times as one on rates, of which more is faster."""
+    swapped: dict[Verdict, Verdict] = {"faster": "slower", "slower": "faster"}
+    return swapped.get(said, said)
 
 
 def _described(result: BenchResult) -> dict[str, str]:

@@ -69,7 +69,7 @@ def batch(
 
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
+    finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
 
 
 @app.command("operators")
@@ -100,7 +100,7 @@ def operators(
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     kinds = pass_names(passes)
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
+    finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
 
 
 @app.command("roofline")
@@ -144,7 +144,7 @@ def roofline(
     exchange = measure_exchange(world, loaded.device)
     if world.is_first:
         found = bench_roofline(loaded, sizes, kinds, taken, exchange)
-        _finish(found, out, json, roofline_lines)
+        finish(found, out, json, roofline_lines)
 
 
 @app.command("compare")
@@ -228,12 +228,13 @@ def _load(
     return BenchModel.load(model, rows_scale=rows_scale, device=device, overrides=overrides or ())
 
 
-def _finish(
+def finish(
     result: BenchResult,
     out: Path,
     json: bool,
     lines: Callable[[BenchResult], Iterator[str]] = result_lines,
 ) -> None:
+    """Write a result and print it."""
     write_result(out, result)
     if json:
         typer.echo(msgspec.json.encode(result).decode())

@@ -21,6 +21,7 @@ from fastdlrm.cli import (
     export_delta,
     generate,
     inspect,
+    latency_bounded,
     load,
     multihot,
     plan,
@@ -72,6 +73,7 @@ app.command("export")(export.export)
 app.command("export-delta")(export_delta.export_delta)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
+bench.app.command("latency-bounded")(latency_bounded.latency_bounded)
 app.add_typer(bench.app, name="bench")
 
 

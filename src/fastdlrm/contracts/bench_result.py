@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from fastdlrm.contracts.host import Fact, Fingerprint
+from fastdlrm.contracts.latency_bounded import LatencyBounded
 from fastdlrm.contracts.manifest import write_atomic
 from fastdlrm.contracts.roofline import Roofline
 from fastdlrm.errors import DataError
@@ -111,6 +112,8 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a reader should know besides."""
     roofline: Roofline | None = None
     """What the measurements of `bench roofline` say."""
+    latency_bounded: LatencyBounded | None = None
+    """What `latency-bounded` found."""
 
 
 def write_result(path: Path, result: BenchResult) -> None:
