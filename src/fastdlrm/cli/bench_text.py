@@ -12,16 +12,21 @@ if TYPE_CHECKING:
 
 def result_lines(result: BenchResult) -> Iterator[str]:
     """A result: what was run, where, and a table of its measurements."""
-    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
-    yield f"host   {host_text(result.host)}"
-    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
-    yield ""
+    yield from heading(result)
     if result.benchmark == "operators":
         yield from operator_lines(result.measurements)
     else:
         yield from table([*result.measurements[0].key, *COLUMNS], map(row, result.measurements))
     for note in result.notes:
         yield f"note   {note}"
+
+
+def heading(result: BenchResult) -> Iterator[str]:
+    """What was run, and where."""
+    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
+    yield f"host   {host_text(result.host)}"
+    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
+    yield ""
 
 
 COLUMNS = ("median ms", "95 % interval", "p95", "p99", "samples/s", "n", "stopped by")
