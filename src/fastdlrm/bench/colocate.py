@@ -41,6 +41,9 @@ from fastdlrm.contracts.colocation import Colocation, Curve, Pair
 from fastdlrm.errors import BenchError
 from fastdlrm.stats import bootstrap_ratio_interval
 
+P99_SAMPLES = 100
+"""That a p99 asks for."""
+
 
 def bench_colocate(model: BenchModel, asked: Asked, effort: Effort) -> BenchResult:
     """Measure copies of a model, and of pairs of models.
@@ -55,6 +58,7 @@ def bench_colocate(model: BenchModel, asked: Asked, effort: Effort) -> BenchResu
         ConfigError: The copies do not fit, or cannot be what is asked.
     """
     models = [model] if asked.partner is None else [model, asked.partner]
+    effort = msgspec.structs.replace(effort, min_samples=max(effort.min_samples, P99_SAMPLES))
     require_possible(model, asked)
     inputs = {each.name: Inputs.of(each, asked.batch_size) for each in models}
     require_room(models, asked, sum(num_copies(asked)), inputs)
@@ -87,16 +91,16 @@ def bench_colocate(model: BenchModel, asked: Asked, effort: Effort) -> BenchResu
             measurements=measurements,
             notes=_notes(settings),
         ),
-        colocation=conclude(measurements, asked.sla_ms),
+        colocation=conclude(measurements, {each.name: asked.sla_of(each) for each in models}),
     )
 
 
-def conclude(measurements: Sequence[Measurement], sla_ms: float | None) -> Colocation:
+def conclude(measurements: Sequence[Measurement], sla_ms: Mapping[str, float | None]) -> Colocation:
     """The knee and the SLA of each curve; a model's latency in a pair to that with itself.
 
     Args:
         measurements: Of `bench_colocate`.
-        sla_ms: Of p99; None: none.
+        sla_ms: Of p99, by model; None: none.
     """
     alone: dict[tuple[str, str], dict[int, Measurement]] = {}
     paired = []
@@ -108,8 +112,7 @@ def conclude(measurements: Sequence[Measurement], sla_ms: float | None) -> Coloc
         else:
             paired.append(found)
     return Colocation(
-        sla_ms=sla_ms,
-        curves=tuple(_curve(*key, curve, sla_ms) for key, curve in alone.items()),
+        curves=tuple(_curve(*key, curve, sla_ms[key[0]]) for key, curve in alone.items()),
         pairs=tuple(
             _pair(each, alone[each.key["model"], each.key["tables"]][int(each.key["copies"])])
             for each in paired
@@ -130,6 +133,7 @@ def _curve(
         tables=tables,
         knee=None if bend is None else bend.copies,
         reason="" if bend is None else bend.reason,
+        sla_ms=sla_ms,
         copies_at_sla=None if sla_ms is None else copies_at_sla(points, sla_ms),
     )
 
@@ -239,7 +243,7 @@ def _settings(
         "tables": list(asked.tables),
         "with": None if partner is None else partner.name,
         "with_config": None if partner is None else to_tree(partner.recipe),
-        "sla_ms": asked.sla_ms,
+        "sla_ms": {model.name: asked.sla_of(model) for model in models},
         "num_cores": usable_cores(),
         "num_physical_cores": num_physical(cores),
         "jobs": [

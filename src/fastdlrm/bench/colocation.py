@@ -30,7 +30,7 @@ class Asked:
         copies: How many at once, ascending, each at least 1.
         batch_size: B.
         tables: "private": each copy has its own; "shared": all map the same.
-        sla_ms: Of p99; None: none.
+        sla_ms: Of p99; None: what each model's preset says.
         partner: A model that copies are paired with, half and half, where their number is even.
     """
 
@@ -39,6 +39,10 @@ class Asked:
     tables: tuple[str, ...] = ("private", "shared")
     sla_ms: float | None = None
     partner: BenchModel | None = None
+
+    def sla_of(self, model: BenchModel) -> float | None:
+        """Of p99; None where none is stated."""
+        return model.recipe.sla_ms if self.sla_ms is None else self.sla_ms
 
 
 class Case(NamedTuple):
@@ -112,6 +116,9 @@ def require_possible(model: BenchModel, asked: Asked) -> None:
             "--tables: processes that share a GPU have tables of their own; private is allowed, or "
             "--device cpu"
         )
+    for each in (model, asked.partner):
+        if "shared" in asked.tables and each is not None and not each.table_bytes:
+            raise ConfigError(f"--tables: {each.name} has none to share; private is allowed")
     if asked.partner is None:
         return
     if asked.partner.name == model.name:

@@ -39,11 +39,11 @@ class SharedTables:
     def __init__(self, model: BenchModel) -> None:
         self.fd = os.memfd_create("fastdlrm-tables", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(self.fd, max(model.table_bytes, 1))
-            config, generator = model.recipe.model, torch.Generator().manual_seed(model.recipe.seed)
-            _map(model, self.fd, shared=True).initialise(
-                config.init, generator, config.embedding_std
-            )
+            os.ftruncate(self.fd, model.table_bytes)
+            config = model.recipe.model
+            generator = torch.Generator().manual_seed(model.recipe.seed)
+            tables = _map(model, self.fd, shared=True)
+            tables.initialise(config.init, generator, config.embedding_std)
         except BaseException:
             self.close()
             raise
@@ -55,7 +55,7 @@ class SharedTables:
             model: As they were drawn for.
         """
         tables = _map(model, self.fd, shared=False).requires_grad_(False)
-        tables.weight.view(torch.uint8).max()  # a page that is first read is mapped then
+        tables.weight.view(torch.uint8).sum()  # a page that is first read is mapped then
         generator = torch.Generator().manual_seed(model.recipe.seed)
         return around_tables(model.recipe.model, model.schema, tables, generator)
 
@@ -99,14 +99,15 @@ def _setting(path: Path) -> str:
 def _map(model: BenchModel, fd: int, *, shared: bool) -> EmbeddingTables:
     """The tables in a file's memory; what is written to it others see only where it is shared."""
     sizes = table_sizes(model.schema, random_encoding(model.schema))
-    shape = sum(sizes.values()), model.recipe.model.embedding_dim
-    path = f"/proc/self/fd/{fd}"
-    flat = torch.from_file(path, shared=shared, size=shape[0] * shape[1], dtype=model.table_dtype)
+    num_rows, dim = sum(sizes.values()), model.recipe.model.embedding_dim
+    flat = torch.from_file(
+        f"/proc/self/fd/{fd}", shared=shared, size=num_rows * dim, dtype=model.table_dtype
+    )
     advise_large_pages(flat)
     return EmbeddingTables(
         sizes,
         feature_tables(model.schema),
-        embedding_dim=shape[1],
+        embedding_dim=dim,
         pooling=model.recipe.model.pooling,
-        stack=flat.view(shape),
+        stack=flat.view(num_rows, dim),
     )

@@ -138,12 +138,10 @@ def colocate(
     loaded = _load(model, rows_scale, device, 1, overrides)
     if tables is None:
         tables = "both" if loaded.device.type == "cpu" else "private"
-    if sla_ms is None:
-        sla_ms = loaded.recipe.sla_ms
-    elif not sla_ms > 0:
+    if sla_ms is not None and not sla_ms > 0:
         raise ConfigError(f"--sla-ms {sla_ms:g}: above 0 is allowed")
     asked = Asked(
-        copies=batch_sizes(copies, _joined(default_copies(quick)), "--copies"),
+        copies=tuple(sorted(batch_sizes(copies, _joined(default_copies(quick)), "--copies"))),
         batch_size=batch,
         tables=table_kinds(tables),
         sla_ms=sla_ms,

@@ -10,19 +10,9 @@ from fastdlrm.contracts.bench_result import BenchResult, Measurement
 from fastdlrm.contracts.colocation import Curve
 
 COLUMNS = (
-    "model",
-    "with",
-    "tables",
-    "copies",
-    "mean ms",
-    "p5",
-    "p50",
-    "p99",
-    "p50 by job",
-    "samples/s",
-    "of one alone",
-    "cores",
-)
+    "model", "with", "tables", "copies", "mean ms", "p5", "p50", "p99", "p50 by job", "samples/s",
+    "of one alone", "cores",
+)  # fmt: skip
 
 
 def colocate_lines(result: BenchResult) -> Iterator[str]:
@@ -38,7 +28,7 @@ def colocate_lines(result: BenchResult) -> Iterator[str]:
     yield from table(COLUMNS, (_row(one, alone, result.settings) for one in result.measurements))
     yield ""
     for curve in found.curves:
-        yield _curve_line(curve, found.sla_ms)
+        yield _curve_line(curve)
     for pair in found.pairs:
         yield (
             f"pair   {pair.model} with {pair.partner}, {pair.tables} tables, {pair.copies} copies: "
@@ -88,16 +78,16 @@ def _cores(copies: int, settings: dict[str, Any]) -> str:
     return "SMT" if copies > settings["num_physical_cores"] else "own"
 
 
-def _curve_line(curve: Curve, sla_ms: float | None) -> str:
+def _curve_line(curve: Curve) -> str:
     bend = "no knee as far as measured"
     if curve.knee is not None:
         bend = f"knee at {curve.knee}: {curve.reason}"
     line = f"copies of {curve.model}, {curve.tables} tables: {bend}"
-    if sla_ms is None:
+    if curve.sla_ms is None:
         return line
     most = curve.copies_at_sla
-    keep = "no number of them keeps" if most is None else f"up to {most} keep"
-    return f"{line}; {keep} p99 <= {sla_ms:g} ms"
+    keep = "none is known to keep" if most is None else f"up to {most} keep"
+    return f"{line}; {keep} p99 <= {curve.sla_ms:g} ms"
 
 
 def _number(value: float | None) -> str:

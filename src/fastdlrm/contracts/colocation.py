@@ -13,8 +13,10 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
     """The last number of copies before the curve bends; None: it does not, as far as measured."""
     reason: str
     """What the next copies do; empty without a knee."""
+    sla_ms: float | None
+    """Of p99; None: none is stated."""
     copies_at_sla: int | None
-    """The most copies with p99 <= SLA; None: no number that was measured, or there is no SLA."""
+    """The most copies with p99 <= SLA; None: none that has enough samples for a p99."""
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +37,5 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 class Colocation(msgspec.Struct, frozen=True, kw_only=True):
     """All curves and pairs."""
 
-    sla_ms: float | None
     curves: tuple[Curve, ...]
     pairs: tuple[Pair, ...]
