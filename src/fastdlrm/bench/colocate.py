@@ -31,7 +31,7 @@ from fastdlrm.bench.cores import core_order, num_physical
 from fastdlrm.bench.host import usable_cores
 from fastdlrm.bench.knee import Point, copies_at_sla, knee
 from fastdlrm.bench.measure import Timed, block_of, median, values_of
-from fastdlrm.bench.models import BenchModel
+from fastdlrm.bench.models import BenchModel, free_bytes
 from fastdlrm.bench.result import measurement, result_of, start
 from fastdlrm.bench.shared_tables import SharedTables, large_pages
 from fastdlrm.bench.window import Window, round_s, window
@@ -60,8 +60,9 @@ def bench_colocate(model: BenchModel, asked: Asked, effort: Effort) -> BenchResu
     models = [model] if asked.partner is None else [model, asked.partner]
     effort = msgspec.structs.replace(effort, min_samples=max(effort.min_samples, P99_SAMPLES))
     require_possible(model, asked)
-    inputs = {each.name: Inputs.of(each, asked.batch_size) for each in models}
-    require_room(models, asked, sum(num_copies(asked)), inputs)
+    cache = last_cache_bytes(model.device)
+    inputs = {each.name: Inputs.of(each, asked.batch_size, cache) for each in models}
+    require_room(models, asked, inputs, free_bytes(model.device))
     started, matmul = start(), model.settle_products()
     cases = cases_of(model, asked)
     with ExitStack() as stack:

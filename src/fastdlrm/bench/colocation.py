@@ -12,7 +12,7 @@ import torch
 
 from fastdlrm.batch import Batch
 from fastdlrm.bench.fingerprint import caches
-from fastdlrm.bench.models import NUM_BATCHES, BenchModel, free_bytes, require_memory
+from fastdlrm.bench.models import NUM_BATCHES, BenchModel, require_memory
 from fastdlrm.errors import ConfigError
 
 MAX_BATCHES = 256
@@ -78,11 +78,17 @@ class Inputs(NamedTuple):
     touched_bytes: int
 
     @classmethod
-    def of(cls, model: BenchModel, batch_size: int) -> "Inputs":
-        """As many as read twice what the last cache holds, or as the tables do."""
+    def of(cls, model: BenchModel, batch_size: int, cache_bytes: int | None) -> "Inputs":
+        """As many as read twice what the last cache holds, or what the tables do.
+
+        Args:
+            model: Whose batches.
+            batch_size: B.
+            cache_bytes: Of the last cache; None where that is not known.
+        """
         (batch,) = model.batches(batch_size, 1)
         touched = len(batch.sparse.ids) * model.row_bytes
-        wanted = min(2 * (last_cache_bytes(model.device) or 0), model.table_bytes)
+        wanted = min(2 * (cache_bytes or 0), model.table_bytes)
         count = min(max(math.ceil(wanted / touched) if touched else 0, NUM_BATCHES), MAX_BATCHES)
         return cls(count, count * _num_bytes(batch), count * touched)
 
@@ -131,26 +137,23 @@ def require_possible(model: BenchModel, asked: Asked) -> None:
 
 
 def require_room(
-    models: Sequence[BenchModel],
-    asked: Asked,
-    num_processes: int,
-    inputs: Mapping[str, Inputs],
+    models: Sequence[BenchModel], asked: Asked, inputs: Mapping[str, Inputs], free: int | None
 ) -> None:
     """Refuse copies that do not fit into memory, all at once.
 
     Args:
         models: One, or two.
         asked: How many copies.
-        num_processes: Of all models.
         inputs: By model.
+        free: Bytes of the device's memory; None where that is not known.
 
     Raises:
         ConfigError: They do not fit; it names the scale of the tables that does.
     """
-    model, free = models[0], free_bytes(models[0].device)
     if free is None:
         return
-    counts = num_copies(asked)
+    model, counts = models[0], num_copies(asked)
+    num_processes = sum(counts)
     besides = num_processes * PROCESS_BYTES[model.device.type] + sum(
         count * inputs[each.name].num_bytes for each, count in zip(models, counts, strict=False)
     )
