@@ -131,6 +131,9 @@ class Metrics:
         self.swap_seconds = histograms(
             "fastdlrm_swap_seconds", "Time to load, check and warm a version", SWAP_SECONDS, "model"
         )
+        self.task_failures = counters(
+            "fastdlrm_task_failures", "Failures of tasks of the server's own, begun again", "task"
+        )
         self.loop_lag = histograms(
             "fastdlrm_event_loop_lag_seconds", "How late the event loop runs a timer", SECONDS
         )
@@ -143,7 +146,7 @@ class Metrics:
         for family in (
             *(self.stage_seconds, self.query_rows, self.batch_rows, self.batch_fill),
             *(self.flushes, self.failures, self.requests, self.swap_seconds),
-            *(self.loop_lag, self.gc_pauses, _Gauges(self)),
+            *(self.task_failures, self.loop_lag, self.gc_pauses, _Gauges(self)),
         ):
             self._registry.register(family)
         ProcessCollector(registry=self._registry)
