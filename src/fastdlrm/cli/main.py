@@ -27,6 +27,7 @@ from fastdlrm.cli import (
     predict,
     prepare,
     random,
+    report,
     serve,
     trace,
     train,
@@ -73,6 +74,7 @@ app.command("export-delta")(export_delta.export_delta)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 
 
 def main() -> None:
