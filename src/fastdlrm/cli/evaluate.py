@@ -25,7 +25,7 @@ def evaluate(
     from datetime import UTC, datetime
 
     from fastdlrm import __version__
-    from fastdlrm.contracts.manifest import source_commit
+    from fastdlrm.contracts.manifest import CheckpointManifest, read_manifest, source_commit
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.metrics.eval_result import EvalResult, check_output, write_eval_result
     from fastdlrm.train.device import device_name, scoring_device
@@ -50,7 +50,7 @@ def evaluate(
             commit=source_commit(),
             started=started,
             run=str(run),
-            checkpoint=opened.checkpoint_folder(checkpoint).name,
+            step=read_manifest(opened.checkpoint_folder(checkpoint), CheckpointManifest).step,
             data=str(data),
             split=split,
             config=opened.manifest.config,

@@ -29,8 +29,8 @@ class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     """Date and time, UTC."""
     run: str
     """Its folder, as it was named."""
-    checkpoint: str
-    """Its folder's name."""
+    step: int
+    """Of its checkpoint."""
     data: str
     """The dataset's folder, as it was named."""
     split: str

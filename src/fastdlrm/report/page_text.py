@@ -4,6 +4,7 @@ In Markdown a chart is its numbers: they stand in a table of the section already
 title and note are left.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -21,6 +22,9 @@ from fastdlrm.report.page import (
     Tiles,
     cell_text,
 )
+
+_SIGNS = re.compile(r"[\\|*`\[\]]|(?<!\w)_|_(?!\w)")
+"""What Markdown reads as markup; a "_" within a word is none."""
 
 
 def markdown(page: Page) -> str:
@@ -73,9 +77,7 @@ def _row(cells: Sequence[str]) -> str:
 def _plain(text: str) -> str:
     """Text that is no markup, on one line."""
     words = " ".join(escape(text, quote=False).split())
-    for sign in "\\|*_`[]":
-        words = words.replace(sign, f"\\{sign}")
-    return words
+    return _SIGNS.sub(r"\\\g<0>", words)
 
 
 def tree(page: Page) -> dict[str, Any]:

@@ -14,9 +14,6 @@ from fastdlrm.report.charts import COLORS
 BUSY_LOAD = 0.5
 """Load average from which a machine counts as shared."""
 
-_TOLD = ("threads", "device", "precision", "tables", "float32 products", "commit", "effort")
-"""What tells results of one machine apart, the first that differ first."""
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -56,14 +53,12 @@ def groups(sources: Sequence[Source]) -> list[Group]:
 
 
 def _named(sources: Sequence[Source]) -> Group:
-    told = [described(source.result) for source in sources]
+    told = [_told(source.result) for source in sources]
     names = [[machine(source.result)] for source in sources]
-    for fact in _TOLD:
-        if len({tuple(name) for name in names}) == len(names):
-            break
-        if len({each[fact] for each in told}) > 1:
-            for name, each in zip(names, told, strict=True):
-                name.append(_short(fact, each[fact]))
+    for fact in dict.fromkeys(fact for each in told for fact in each):
+        more = [[*name, each.get(fact, "")] for name, each in zip(names, told, strict=True)]
+        if _num_different(more) > _num_different(names):
+            names = [list(filter(None, name)) for name in more]
     for name, source in zip(names, sources, strict=True):
         if names.count(name) > 1:
             name.append(str(source.path))
@@ -73,10 +68,39 @@ def _named(sources: Sequence[Source]) -> Group:
     ]
 
 
-def _short(fact: str, value: str) -> str:
-    if fact == "commit":
-        return f"commit {value[:12]}"
-    return value if fact in ("device", "precision") else f"{fact} {value}"
+def _num_different(names: Sequence[Sequence[str]]) -> int:
+    return len(set(map(tuple, names)))
+
+
+def _told(result: BenchResult) -> dict[str, str]:
+    """What tells results of one machine apart, what is looked at first first, in words."""
+    facts = described(result)
+    words = {
+        "threads": threads_text(result.host.num_threads),
+        "device": facts["device"],
+        "precision": facts["precision"],
+        "tables": f"tables {facts['tables']}",
+        "float32 products": f"products {facts['float32 products']}",
+    }
+    for name, value in result.settings.items():
+        if isinstance(value, str | int | float):
+            words[name] = f"{name} {value}"
+    return {**words, "commit": commit_text(result.commit), "effort": facts["effort"]}
+
+
+def commit_text(commit: str) -> str:
+    """A commit in words."""
+    return f"commit {short_commit(commit) or 'unknown'}"
+
+
+def short_commit(commit: str) -> str:
+    """Its first digits, and the sign of a tree that differs from it."""
+    return commit[:12] + "+" * commit.endswith("+")
+
+
+def threads_text(number: int) -> str:
+    """Threads that computed."""
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def model_text(result: BenchResult) -> str:
@@ -86,11 +110,14 @@ def model_text(result: BenchResult) -> str:
 
 def context(group: Group) -> str:
     """What stands under each chart of a group: model, scale, machines, commits, days."""
-    told = [
-        f"{one.name}: {one.result.device}, {one.result.host.num_threads} threads, "
-        f"commit {one.result.commit[:12] or 'unknown'}, {one.result.started[:10]}"
-        for one in group
-    ]
+    told = []
+    for one in group:
+        result = one.result
+        facts = [result.device, threads_text(result.host.num_threads), commit_text(result.commit)]
+        known = one.name.split(", ")
+        told.append(
+            ", ".join([one.name, *(f for f in facts if f not in known), result.started[:10]])
+        )
     return f"{model_text(group[0].result)}. {'; '.join(told)}."
 
 

@@ -7,6 +7,7 @@ from fastdlrm.metrics.values import SCALARS, MetricValues
 from fastdlrm.report.charts import COLORS, MUTED, Axis, Chart, Series, line_chart
 from fastdlrm.report.dataset_rows import interval
 from fastdlrm.report.page import Block, Cell, Fold, Grid, Number, Section, Table
+from fastdlrm.report.provenance import commit_text
 from fastdlrm.report.run_training import METRIC_FORMAT
 from fastdlrm.report.sources import Sources
 
@@ -54,13 +55,13 @@ def _evaluated(sources: Sources) -> list[Evaluated]:
         if run.best is not None
     ]
     told += [
-        (f"{one.run}, {one.split}, {one.checkpoint}", one.machine, one.commit, one.values)
+        (f"{one.run}, {one.split}, step {one.step}", one.machine, one.commit, one.values)
         for one in sources.evaluations
     ]
     return [
         Evaluated(
             name=name,
-            context=f"{machine or 'machine not recorded'}, commit {commit[:12] or 'unknown'}",
+            context=f"{machine or 'machine not recorded'}, {commit_text(commit)}",
             color=COLORS[place % len(COLORS)],
             values=values,
         )
@@ -88,8 +89,8 @@ def _calibration(found: Sequence[Evaluated]) -> Chart:
                 mark="both",
             )
         )
-    bins = [b for one in found for b in one.values.reliability]
-    last = max(max(b.mean_prediction, b.mean_label) for b in bins)
+    points = [b for one in found for b in one.values.reliability]
+    last = max(max(b.mean_prediction, b.mean_label) for b in points)
     diagonal = Series(
         name="calibrated", places=[0.0, last], values=[0.0, last], color=MUTED, is_dashed=True
     )

@@ -6,6 +6,7 @@ from statistics import median
 from fastdlrm.metrics.values import SCALARS
 from fastdlrm.report.charts import COLORS, Axis, Chart, Series, line_chart
 from fastdlrm.report.page import Block, Cell, Fold, Grid, Number, Section, Table
+from fastdlrm.report.provenance import commit_text
 from fastdlrm.report.sources import TrainingRun
 
 METRIC_FORMAT = ".5f"
@@ -32,7 +33,7 @@ def run_context(runs: Sequence[TrainingRun]) -> str:
             f"{run.path}: D {model['embedding_dim']}, top MLP {layers}, "
             f"{len(run.manifest.schema.sparse)} sparse features, rows as in the data, "
             f"{run.manifest.machine or 'machine not recorded'}, "
-            f"commit {run.manifest.commit[:12] or 'unknown'}"
+            f"{commit_text(run.manifest.commit)}"
         )
     return f"{'; '.join(told)}."
 

@@ -7,7 +7,7 @@ from fastdlrm.report.bench_batch import batch_section
 from fastdlrm.report.bench_general import general_section
 from fastdlrm.report.bench_operators import operator_section
 from fastdlrm.report.page import Block, Cell, Number, Page, Section, Table
-from fastdlrm.report.provenance import Group, groups, host_text
+from fastdlrm.report.provenance import Group, groups, host_text, short_commit
 from fastdlrm.report.run_quality import quality_section
 from fastdlrm.report.run_training import training_section
 from fastdlrm.report.sources import Sources
@@ -67,11 +67,17 @@ def _overview(sources: Sources) -> list[Block]:
         )
     if sources.runs or sources.evaluations:
         rows = [
-            [str(run.path), "run", run.manifest.machine, run.manifest.commit[:12], ""]
+            [str(run.path), "run", run.manifest.machine, short_commit(run.manifest.commit), ""]
             for run in sources.runs
         ]
         rows += [
-            [f"{e.run}, {e.data}, {e.split}", "eval", e.machine, e.commit[:12], e.started[:19]]
+            [
+                f"{e.run}, {e.data}, {e.split}",
+                "eval",
+                e.machine,
+                short_commit(e.commit),
+                e.started[:19],
+            ]
             for e in sources.evaluations
         ]
         told = ("run", "kind", "machine", "commit", "started")
@@ -87,6 +93,6 @@ def _cells(result: BenchResult) -> list[Cell]:
         result.device,
         Number(result.host.num_threads, "d"),
         host_text(result.host),
-        result.commit[:12],
+        short_commit(result.commit),
         result.started[:19],
     ]
