@@ -20,7 +20,7 @@
     const drawn = places.map((place, i) => {
       const { data, layout } = colored(figures[i], style);
       layout.font.family = style.getPropertyValue("--font");
-      return Plotly.react(place, data, { ...layout, width }, config);
+      return Plotly.newPlot(place, data, { ...layout, width }, config);
     });
     for (const place of await Promise.all(drawn)) place.dataset.drawn = "yes";
     document.documentElement.dataset.drawn = places.length;

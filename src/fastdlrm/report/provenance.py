@@ -59,9 +59,10 @@ def _named(sources: Sequence[Source]) -> Group:
         more = [[*name, each.get(fact, "")] for name, each in zip(names, told, strict=True)]
         if _num_different(more) > _num_different(names):
             names = [list(filter(None, name)) for name in more]
-    for name, source in zip(names, sources, strict=True):
-        if names.count(name) > 1:
-            name.append(str(source.path))
+    names = [
+        [*name, str(source.path)] if names.count(name) > 1 else name
+        for name, source in zip(names, sources, strict=True)
+    ]
     return [
         Named(name=", ".join(name), color=COLORS[i % len(COLORS)], result=source.result)
         for i, (name, source) in enumerate(zip(names, sources, strict=True))
