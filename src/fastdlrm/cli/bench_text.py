@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastdlrm.contracts.bench_result import BenchResult, Measurement
+from fastdlrm.contracts.host import Fingerprint
 from fastdlrm.report.bench_operators import counters, intensity, shares, steps
-from fastdlrm.report.provenance import host_text
 
 if TYPE_CHECKING:
     from fastdlrm.bench.compare import Comparison, Row
@@ -104,6 +104,16 @@ def _comparison_row(row: "Row") -> list[str]:
         interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
         cells += [f"{ratio.ratio:.3f}", interval, ratio.verdict]
     return cells
+
+
+def host_text(host: Fingerprint) -> str:
+    """The machine in a line."""
+    found = host.host
+    name = found.cpu_model.value or "unknown processor"
+    gpus = "".join(f", {gpu.name}" for gpu in found.gpus)
+    copies = host.copy_gb_s.items()
+    speeds = ", ".join(f"{device} copies {speed:g} GB/s" for device, speed in copies)
+    return f"{name}, {found.num_cores.value} cores{gpus}, {speeds}, load {host.load_average:g}"
 
 
 def table(columns: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from fastdlrm.report.page import Block, Grid, Section
 from fastdlrm.report.provenance import Group, Named, context, model_text
 from fastdlrm.report.published import GPU_SPEED_UP, GPU_SPEED_UP_BATCHES, READ_OFF
 
-MS = ",.3~g"
+MS = ",.6~g"
 
 
 def batch_section(groups: Sequence[Group]) -> Section:

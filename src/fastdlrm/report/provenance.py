@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from fastdlrm.contracts.bench_result import BenchResult
-from fastdlrm.contracts.host import Fact, Fingerprint
+from fastdlrm.contracts.host import Fact
 from fastdlrm.report.charts import COLORS
 
 BUSY_LOAD = 0.5
@@ -54,13 +54,15 @@ def groups(sources: Sequence[Source]) -> list[Group]:
 
 def _named(sources: Sequence[Source]) -> Group:
     told = [_told(source.result) for source in sources]
-    names = [[machine(source.result)] for source in sources]
+    machines = [machine(source.result) for source in sources]
+    is_shared = len(sources) > 1 and len(set(machines)) == 1
+    names: list[list[str]] = [[] if is_shared else [name] for name in machines]
     for fact in dict.fromkeys(fact for each in told for fact in each):
         more = [[*name, each.get(fact, "")] for name, each in zip(names, told, strict=True)]
         if _num_different(more) > _num_different(names):
             names = [list(filter(None, name)) for name in more]
     names = [
-        [*name, str(source.path)] if names.count(name) > 1 else name
+        [*name, str(source.path)] if names.count(name) > 1 or not name else name
         for name, source in zip(names, sources, strict=True)
     ]
     return [
@@ -85,7 +87,7 @@ def _told(result: BenchResult) -> dict[str, str]:
     }
     for name, value in result.settings.items():
         if isinstance(value, str | int | float):
-            words[name] = f"{name} {value}"
+            words[name] = f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
     return {**words, "commit": commit_text(result.commit), "effort": facts["effort"]}
 
 
@@ -113,12 +115,12 @@ def context(group: Group) -> str:
     """What stands under each chart of a group: model, scale, machines, commits, days."""
     told = []
     for one in group:
-        result = one.result
+        result, computed = one.result, machine(one.result)
+        name = one.name if computed in one.name else f"{one.name}: {computed}"
         facts = [result.device, threads_text(result.host.num_threads), commit_text(result.commit)]
         known = one.name.split(", ")
-        told.append(
-            ", ".join([one.name, *(f for f in facts if f not in known), result.started[:10]])
-        )
+        more = [fact for fact in facts if fact not in known]
+        told.append(", ".join([name, *more, result.started[:10]]))
     return f"{model_text(group[0].result)}. {'; '.join(told)}."
 
 
@@ -141,16 +143,6 @@ def machine(result: BenchResult) -> str:
     if result.device == "cuda" and found.gpus:
         return found.gpus[0].name
     return f"{found.cpu_model.value or 'unknown processor'}, {said(found.num_usable_cores)} cores"
-
-
-def host_text(host: Fingerprint) -> str:
-    """The machine in a line."""
-    found = host.host
-    name = found.cpu_model.value or "unknown processor"
-    gpus = "".join(f", {gpu.name}" for gpu in found.gpus)
-    copies = host.copy_gb_s.items()
-    speeds = ", ".join(f"{device} copies {speed:g} GB/s" for device, speed in copies)
-    return f"{name}, {found.num_cores.value} cores{gpus}, {speeds}, load {host.load_average:g}"
 
 
 def differences(results: Sequence[BenchResult]) -> dict[str, tuple[str, ...]]:

@@ -17,12 +17,3 @@ GPU_SPEED_UP = {
 
 Source: Gupta et al. 2020, DeepRecSys, arXiv:2001.02772.
 """
-
-COPIES_LATENCY = {
-    "Broadwell": ((1, 10, 20, 25, 45), (0.55, 1.55, 2.05, 2.8, 2.8)),
-    "Skylake": ((1, 10, 20, 25, 45), (0.70, 1.35, 2.2, 2.8, 2.8)),
-}
-"""Mean latency, ms, against copies on one machine; 25 to 45 are its plateau, 2.7 to 2.9.
-
-Source: Gupta et al. 2020, arXiv:1906.03109, section 6.
-"""

@@ -7,7 +7,7 @@ from fastdlrm.report.bench_batch import batch_section
 from fastdlrm.report.bench_general import general_section
 from fastdlrm.report.bench_operators import operator_section
 from fastdlrm.report.page import Block, Cell, Number, Page, Section, Table
-from fastdlrm.report.provenance import Group, groups, host_text, short_commit
+from fastdlrm.report.provenance import Group, groups, machine, short_commit
 from fastdlrm.report.run_quality import quality_section
 from fastdlrm.report.run_training import training_section
 from fastdlrm.report.sources import Sources
@@ -25,6 +25,7 @@ _COLUMNS = (
     "device",
     "threads",
     "machine",
+    "load",
     "commit",
     "started",
 )
@@ -62,7 +63,7 @@ def _overview(sources: Sources) -> list[Block]:
             Table(
                 columns=("file", *_COLUMNS),
                 rows=[[str(source.path), *_cells(source.result)] for source in sources.results],
-                text_columns=(0, 1, 2, 4, 6, 7, 8),
+                text_columns=(0, 1, 2, 4, 6, 8, 9),
             )
         )
     if sources.runs or sources.evaluations:
@@ -92,7 +93,8 @@ def _cells(result: BenchResult) -> list[Cell]:
         Number(result.rows_scale, "g"),
         result.device,
         Number(result.host.num_threads, "d"),
-        host_text(result.host),
+        machine(result),
+        Number(result.host.load_average, "g"),
         short_commit(result.commit),
         result.started[:19],
     ]
