@@ -88,7 +88,7 @@ def _told(result: BenchResult) -> dict[str, str]:
     for name, value in result.settings.items():
         if isinstance(value, str | int | float):
             words[name] = f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-    return {**words, "commit": commit_text(result.commit), "effort": facts["effort"]}
+    return {**words, "commit": commit_text(result.commit)}
 
 
 def commit_text(commit: str) -> str:

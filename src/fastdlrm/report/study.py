@@ -44,13 +44,13 @@ def study_page(sources: Sources, title: str) -> Page:
         sections.append(training_section(sources.runs))
     sections.append(quality_section(sources))
     counts = {
-        "results of benchmarks": len(sources.results),
-        "training runs": len(sources.runs),
-        "evaluations": len(sources.evaluations),
+        "benchmark result": len(sources.results),
+        "training run": len(sources.runs),
+        "evaluation": len(sources.evaluations),
     }
     return Page(
         title=title,
-        subtitle=", ".join(f"{number} {name}" for name, number in counts.items() if number),
+        subtitle=", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n),
         sections=[section for section in sections if section.blocks],
     )
 

@@ -125,7 +125,7 @@ def test_sections_come_in_order_and_only_those_that_are_there(tmp_path, encoded)
         "Training",
         "Predictions",
     ]
-    assert page.subtitle == "2 results of benchmarks, 1 training runs"
+    assert page.subtitle == "2 benchmark results, 1 training run"
     assert study_page(Sources(results=[], runs=[], evaluations=[]), "").sections == []
 
 
