@@ -125,16 +125,21 @@ def context(group: Group) -> str:
 
 
 def notes(group: Group) -> list[str]:
-    """What the results say of themselves, and which were measured on a shared machine."""
-    found: dict[str, None] = {}
+    """What the results say of themselves, and which were measured on a shared machine.
+
+    What not all of a group say has the name of who says it.
+    """
+    told: dict[str, list[str]] = {}
     for one in group:
-        prefix = f"{one.name}: " if len(group) > 1 else ""
         load = one.result.host.load_average
-        if load > BUSY_LOAD:
-            found[f"{prefix}{load:g} other processes ran when it began: a shared machine"] = None
-        for note in one.result.notes:
-            found[note] = None
-    return list(found)
+        is_busy = load > BUSY_LOAD
+        busy = [f"{load:g} other processes ran when it began: a shared machine"] * is_busy
+        for note in [*busy, *one.result.notes]:
+            told.setdefault(note, []).append(one.name)
+    return [
+        note if len(names) == len(group) else f"{'; '.join(names)}: {note}"
+        for note, names in told.items()
+    ]
 
 
 def machine(result: BenchResult) -> str:

@@ -67,7 +67,9 @@ def _loss(runs: Sequence[TrainingRun]) -> Chart:
                 )
             )
     losses = {run.train["loss"] for run in runs}
-    title = "log loss, nats" if losses == {"bce"} else f"training loss ({', '.join(losses)})"
+    title = "log loss, nats"
+    if losses != {"bce"}:
+        title = f"train: {', '.join(sorted(losses))}; validation: {title}"
     faint = " Thin lines: training." if len(runs) > 1 else ""
     return line_chart(
         "Loss against samples",

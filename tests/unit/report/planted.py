@@ -111,17 +111,18 @@ def metrics(auc=0.75, **changes) -> MetricValues:
     return msgspec.structs.replace(made, **changes)
 
 
-def write_run(folder: Path, aucs=(0.6, 0.7), *, best_metric="auc", encoded) -> Path:
+def write_run(folder: Path, aucs=(0.6, 0.7), *, best_metric="auc", loss="bce", encoded) -> Path:
     """A run of batch size 100, with two records of training before each evaluation.
 
     Args:
         folder: To make.
         aucs: Of the evaluations, at steps 20, 40, ...
         best_metric: Of its config.
+        loss: Of its config.
         encoded: Manifest of a dataset, for schema and encoding.
     """
     folder.mkdir()
-    train = {"global_batch_size": 100, "best_metric": best_metric, "loss": "bce"}
+    train = {"global_batch_size": 100, "best_metric": best_metric, "loss": loss}
     manifest = RunManifest(
         kind="run",
         version=1,

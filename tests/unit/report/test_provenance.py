@@ -71,11 +71,13 @@ def test_what_the_name_says_is_not_said_again():
     )
 
 
-def test_notes_are_there_once_and_a_shared_machine_is_told():
-    (group,) = groups(sources(result(SOME), result(SOME, host=host("Other CPU", load=1.5))))
+def test_notes_of_all_are_there_once_and_others_say_whose_they_are():
+    own = {"notes": ("a note of the result", "another"), "host": host("Other CPU", load=1.5)}
+    (group,) = groups(sources(result(SOME), result(SOME, **own)))
     assert notes(group) == [
         "a note of the result",
         "Other CPU, 8 cores: 1.5 other processes ran when it began: a shared machine",
+        "Other CPU, 8 cores: another",
     ]
 
 

@@ -70,6 +70,12 @@ def test_two_runs_are_drawn_together(tmp_path, encoded):
     assert [one.is_faint for one in loss.series] == [True, False, True, False]
 
 
+def test_another_loss_than_the_metric_is_told(tmp_path, encoded):
+    run = write_run(tmp_path / "run", loss="mse", encoded=encoded)
+    loss, _ = charts(training_section(read_sources([run]).runs))
+    assert loss.y == "train: mse; validation: log loss, nats"
+
+
 def test_without_evaluations_there_are_losses_alone(tmp_path, encoded):
     run = write_run(tmp_path / "run", encoded=encoded)
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
