@@ -86,7 +86,7 @@ def _speed_up(group: Group) -> list[Chart]:
         both = [(b, ms) for b, ms in zip(_sizes(gpu), _medians(gpu), strict=True) if b in base]
         series.append(
             Series(
-                name=f"{gpu.name} over {cpu.name}",
+                name=gpu.name,
                 places=[b for b, _ in both],
                 values=[base[b] / ms for b, ms in both],
                 color=gpu.color,
@@ -109,7 +109,7 @@ def _speed_up(group: Group) -> list[Chart]:
         series,
         _batch_axis(group),
         Axis(title="latency on the CPU / on the GPU", is_log=True, format=MS),
-        note=context(group),
+        note=f"{context(group)} The CPU: {cpu.name}.",
     )
     return [chart]
 

@@ -66,9 +66,10 @@ def _classes(found: Iterable[Step]) -> list[str]:
 
 
 def _chart(group: Group, kind: str) -> Chart:
+    letters = [chr(ord("A") + place) for place in range(len(group))]
     bars = [
-        (size, one.name, step)
-        for one in group
+        (size, letter, step)
+        for letter, one in zip(letters, group, strict=True)
         for (of, size), step in steps(one.result.measurements).items()
         if of == kind
     ]
@@ -89,9 +90,14 @@ def _chart(group: Group, kind: str) -> Chart:
         series,
         "batch size, samples",
         Axis(title="share of the profiled time", format=".0%", bounds=(0, 1)),
-        members=[name for _, name, _ in bars] if len(group) > 1 else (),
-        note=context(group),
+        members=[letter for _, letter, _ in bars] if len(group) > 1 else (),
+        note=f"{context(group)}{_legend(letters, group)}",
     )
+
+
+def _legend(letters: Sequence[str], group: Group) -> str:
+    told = (f"{letter}: {one.name}" for letter, one in zip(letters, group, strict=True))
+    return f" {'; '.join(told)}." if len(group) > 1 else ""
 
 
 def _table(group: Group) -> Table:
