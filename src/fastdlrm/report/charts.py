@@ -162,7 +162,8 @@ def bar_chart(
         }
         for one in series
     ]
-    below = _axis(Axis(title=x)) | {"type": "multicategory" if members else "category"}
+    kind = {"type": "multicategory", "dividercolor": GRID} if members else {"type": "category"}
+    below = _axis(Axis(title=x)) | kind
     figure = _figure(data, xaxis=below, yaxis=_axis(y))
     figure["layout"] |= {"barmode": "stack", "bargap": 0.35}
     rows = [f"{a}, {b}" for a, b in zip(groups, members, strict=True)] if members else groups
