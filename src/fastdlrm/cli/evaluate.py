@@ -28,6 +28,7 @@ def evaluate(
     from fastdlrm.contracts.manifest import CheckpointManifest, read_manifest, source_commit
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.metrics.eval_result import EvalResult, check_output, write_eval_result
+    from fastdlrm.metrics.values import SCALARS
     from fastdlrm.train.device import device_name, scoring_device
     from fastdlrm.train.evaluate import evaluate as measure
     from fastdlrm.train.matmul import use
@@ -58,18 +59,5 @@ def evaluate(
             values=values,
         )
         write_eval_result(out, result)
-    emit(
-        values,
-        json,
-        lambda: {
-            "auc": values.auc,
-            "log_loss": values.log_loss,
-            "ne": values.ne,
-            "calibration": values.calibration,
-            "ece": values.ece,
-            "accuracy": values.accuracy,
-            "pr_auc": values.pr_auc,
-            "num_samples": values.num_samples,
-            "num_positives": values.num_positives,
-        },
-    )
+    shown = (*SCALARS, "num_samples", "num_positives")
+    emit(values, json, lambda: {name: getattr(values, name) for name in shown})
