@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdlrm.contracts.bench_result import write_result
 from tests.builders import fastdlrm, guide_blocks, invoke
 from tests.e2e.browser import browsing
+from tests.unit.report.planted_conclusions import RATES, bounded, colocated, roofed
 
 pytestmark = pytest.mark.xdist_group("report")  # the results are made once
 
@@ -109,6 +111,21 @@ def test_light_dark_narrow_and_printed(page, tmp_path):
     page.value("dispatchEvent(new Event('afterprint'))")
     page.look(390, 800)
     page.wait("document.documentElement.scrollWidth <= innerWidth")
+    assert page.complaints == []
+
+
+def test_conclusions_are_drawn(page, tmp_path):
+    """Rooflines, copies and rates, planted: to measure them takes minutes."""
+    results = roofed(), colocated(), bounded(10.0, RATES), bounded(20.0, RATES)
+    for number, one in enumerate(results):
+        write_result(tmp_path / f"{number}.json", one)
+    out = tmp_path / "report.html"
+    tree = json.loads(invoke("report", *sorted(tmp_path.glob("*.json")), "--out", out, "--json"))
+    page.look()
+    page.open(out.as_uri())
+    page.wait("document.documentElement.dataset.drawn")
+    lines = DRAWN.format(layer=".scatterlayer .trace")
+    assert page.value(f"{lines}.length") == len(blocks(tree, "chart")) == 7
     assert page.complaints == []
 
 

@@ -7,13 +7,20 @@ from typing import Any
 
 import msgspec
 
-from fastdlrm.contracts.bench_result import read_result
+from fastdlrm.contracts.bench_result import BenchResult, read_result
 from fastdlrm.contracts.manifest import RunManifest, read_manifest
 from fastdlrm.contracts.record import RECORDS, Record, read_records
 from fastdlrm.errors import DataError
 from fastdlrm.metrics.eval_result import KIND, EvalResult, read_eval_result
 from fastdlrm.metrics.values import MetricValues, is_better
 from fastdlrm.report.provenance import Source
+
+CONCLUSIONS = {
+    "roofline": "roofline",
+    "colocate": "colocation",
+    "latency-bounded": "latency_bounded",
+}
+"""Where a benchmark's result holds what its charts are of, besides measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +99,19 @@ def read_sources(paths: Iterable[Path]) -> Sources:
         elif _kind(path) == KIND:
             evaluations.append(read_eval_result(path))
         else:
-            results.append(Source(path, read_result(path)))
+            results.append(Source(path, _read_result(path)))
     return Sources(results=results, runs=runs, evaluations=evaluations)
+
+
+def _read_result(path: Path) -> BenchResult:
+    result = read_result(path)
+    part = CONCLUSIONS.get(result.benchmark)
+    if part is not None and getattr(result, part) is None:
+        raise DataError(
+            f"{path}: a result of `fastdlrm bench {result.benchmark}` without {part!r}, its "
+            "conclusion; run the benchmark again"
+        )
+    return result
 
 
 def read_run(folder: Path) -> TrainingRun:

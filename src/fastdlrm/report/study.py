@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 
 from fastdlrm.contracts.bench_result import BenchResult
 from fastdlrm.report.bench_batch import batch_section
+from fastdlrm.report.bench_colocation import colocation_section
 from fastdlrm.report.bench_general import general_section
+from fastdlrm.report.bench_latency_bounded import latency_bounded_section
 from fastdlrm.report.bench_operators import operator_section
+from fastdlrm.report.bench_roofline import roofline_section
 from fastdlrm.report.page import Block, Cell, Number, Page, Section, Table
 from fastdlrm.report.provenance import Group, groups, machine, short_commit
 from fastdlrm.report.run_quality import quality_section
@@ -15,6 +18,9 @@ from fastdlrm.report.sources import Sources
 SECTIONS: dict[str, Callable[[Sequence[Group]], Section]] = {
     "batch": batch_section,
     "operators": operator_section,
+    "roofline": roofline_section,
+    "colocate": colocation_section,
+    "latency-bounded": latency_bounded_section,
 }
 """By benchmark, in the order shown; any other has the general table."""
 
