@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastdlrm.contracts.bench_result import BenchResult, Measurement
 from fastdlrm.contracts.host import Fingerprint
+from fastdlrm.report.bench_operators import counters, intensity, shares, steps
 
 if TYPE_CHECKING:
     from fastdlrm.bench.compare import Comparison, Row
@@ -50,27 +51,17 @@ def row(found: Measurement) -> list[str]:
 
 def operator_lines(measurements: Sequence[Measurement]) -> Iterator[str]:
     """Shares of the profiled time and what the shapes say, a step a row; then the counters."""
-    steps: dict[tuple[str, str], dict[str, Measurement]] = {}
-    for found in measurements:
-        key = found.key["pass"], found.key["batch_size"]
-        steps.setdefault(key, {})[found.key["operator"]] = found
-    names = [name for name in next(iter(steps.values())) if name != "step"]
+    found = steps(measurements)
+    names = [name for name in next(iter(found.values())) if name != "step"]
     counted = [name for name in names if name != "other"]
     columns = ["pass", "batch_size", "step ms", *(f"{name} %" for name in names)]
     columns += [f"{name} FLOP/byte" for name in counted] + ["GFLOP/s", "GB/s"]
-    yield from table(columns, (_step_row(*step, names, counted) for step in steps.items()))
-    for (kind, size), step in steps.items():
-        facts = step["step"].counters
-        values = [f"{name} {x.value:.4g}" for name, x in facts.items() if x.value is not None]
-        reasons = dict.fromkeys(fact.reason for fact in facts.values() if fact.value is None)
-        for text in filter(None, ["  ".join(values), *reasons]):
+    yield from table(columns, (_step_row(*step, names, counted) for step in found.items()))
+    for (kind, size), step in found.items():
+        values, reasons = counters(step)
+        said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        for text in filter(None, [said, *reasons]):
             yield f"counters, {kind} of {size}: {text}"
-
-
-def shares(step: dict[str, Measurement], names: Sequence[str]) -> list[float]:
-    """Of the profiled time, by operator class."""
-    times = [step[name].summary.median for name in names]
-    return [time / sum(times) if sum(times) else 0.0 for time in times]
 
 
 def _step_row(
@@ -85,14 +76,10 @@ def _step_row(
         *key,
         f"{whole.summary.median:.4g}",
         *(f"{share:.1%}".removesuffix("%") for share in shares(step, names)),
-        *(f"{_intensity(step[name]):.3g}" for name in counted),
+        *(f"{intensity(step[name]):.3g}" for name in counted),
         f"{(whole.flop or 0) / seconds / 1e9:.4g}",
         f"{(whole.num_bytes or 0) / seconds / 1e9:.4g}",
     ]
-
-
-def _intensity(found: Measurement) -> float:
-    return (found.flop or 0.0) / found.num_bytes if found.num_bytes else 0.0
 
 
 def comparison_lines(found: "Comparison") -> Iterator[str]:

@@ -28,6 +28,7 @@ from fastdlrm.cli import (
     predict,
     prepare,
     random,
+    report,
     serve,
     trace,
     train,
@@ -75,6 +76,7 @@ app.command("serve")(serve.serve)
 app.command("load")(load.load)
 bench.app.command("latency-bounded")(latency_bounded.latency_bounded)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 
 
 def main() -> None:
