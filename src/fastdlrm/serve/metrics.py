@@ -18,9 +18,9 @@ from fastdlrm.serve.instruments import counters, histograms
 from fastdlrm.serve.recent import Recent
 
 STAGES = ("parse", "queue", "encode", "compute", "respond", "total")
-"""parse: from the headers' arrival until the body is decoded and checked; queue: in the front, until
-a worker is given it; encode and compute: in the worker; respond: scores to bytes; total: from the
-headers' arrival to the scores, so without respond. What total holds beyond parse, queue, encode
+"""parse: from the headers' arrival until the body is decoded and checked; queue: in the front,
+until a worker is given it; encode and compute: in the worker; respond: scores to bytes; total: from
+the headers' arrival to the scores, so without respond. What total holds beyond parse, queue, encode
 and compute is the hand-over: messages to the worker and back, and waiting there behind a batch."""
 
 # 50 us to 10 s: two to four bounds a decade, finer where a ranking request usually ends
