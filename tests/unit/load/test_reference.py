@@ -55,13 +55,13 @@ def test_flaw_2_our_latency_counts_from_the_schedule():
 def test_flaw_3_our_generator_is_not_held_up_by_the_server():
     """A server that stands still for half a second. The reference's generator, with room for four
     queries, sends four and stands still too; ours sends what was planned."""
-    stall = {"service_ms": 0.1, "stall_at_s": 0.3, "stall_ms": 500}
+    stall = {"service_ms": 0.1, "stall_at_s": 1.0, "stall_ms": 500}
     with stub_server(**stall) as url:
-        options = msgspec.structs.replace(SHORT, queue=4, num_updates=20)
+        options = msgspec.structs.replace(SHORT, queue=4, num_updates=40)
         reference = reference_search(plan_of(url), options)
     assert reference.held_up_s > 0.1
     with stub_server(**stall) as url:
-        plan = plan_of(url, rate=100.0, arrivals="uniform", warmup_s=0.0, duration_s=1.5)
+        plan = plan_of(url, rate=100.0, arrivals="uniform", warmup_s=0.0, duration_s=2.5)
         with Crew(plan) as crew:
             samples, _ = crew.measure(plan)
     late_ms = (samples.done_s - samples.scheduled_s) * 1e3

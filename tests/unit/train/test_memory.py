@@ -98,7 +98,7 @@ def test_the_dataset_fits(dataset: Dataset) -> None:
 def test_a_run_that_does_not_fit_leaves_no_folder(dataset: Dataset, tmp_path: Path) -> None:
     dim = 10**10
     recipe = tiny_recipe(f"model.embedding_dim={dim}", f"model.bottom_mlp=[{dim}]")
-    with pytest.raises(ConfigError, match=r"train: [0-9.]+ GiB of memory on the host are needed"):
+    with pytest.raises(ConfigError, match=r"train: [0-9.]+ GiB of memory on the .* are needed"):
         Run.create(tmp_path / "run", recipe, dataset)
     assert not (tmp_path / "run").exists()
 

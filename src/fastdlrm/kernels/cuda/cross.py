@@ -25,7 +25,7 @@ def _cross_input_grad_kernel(
     mask = (b < B)[:, None] & (d < D)[None, :]
     column = v * D + d
     place = b[:, None] * W + column[None, :]
-    layer = B.to(tl.int64) * W
+    layer = tl.cast(B, tl.int64) * W
     total = tl.load(grads + place, mask=mask, other=0.0).to(tl.float32)
     for index in tl.static_range(LAYERS):
         if index == LAYERS - 1:
