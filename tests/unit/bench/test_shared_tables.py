@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,12 +41,15 @@ def test_all_who_map_them_see_the_same_memory(model):
 
 
 def test_nothing_is_left(model):
-    before = set(os.listdir("/proc/self/fd"))
-    names = set(os.listdir("/dev/shm"))
+    before = set(Path("/proc/self/fd").iterdir())
+    names = set(Path("/dev/shm").iterdir())
     with SharedTables(model) as shared:
-        assert os.readlink(f"/proc/self/fd/{shared.fd}").startswith("/memfd:fastdlrm-tables")
-        assert not {n for n in set(os.listdir("/dev/shm")) - names if "tables" in n}
-    assert set(os.listdir("/proc/self/fd")) == before
+        target = Path(f"/proc/self/fd/{shared.fd}").readlink()
+        assert str(target).startswith("/memfd:fastdlrm-tables")
+        assert not [
+            path for path in set(Path("/dev/shm").iterdir()) - names if "tables" in path.name
+        ]
+    assert set(Path("/proc/self/fd").iterdir()) == before
 
 
 def test_what_the_system_says_of_large_pages(tmp_path):
