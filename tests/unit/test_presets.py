@@ -2,6 +2,7 @@ import pytest
 
 from fastdlrm.config import from_tree, load_config, preset_names, to_tree
 from fastdlrm.data.random import RandomShape
+from fastdlrm.errors import ConfigError
 from fastdlrm.train.recipe import Recipe
 
 
@@ -58,6 +59,18 @@ def test_studied_models_have_their_published_shapes(name, num_dense, num_tables,
     assert recipe.model.embedding_dim == dim
     assert {(group.min_ids, group.max_ids) for group in shape.ids} == {(ids, ids)}
     assert recipe.model.interaction == "cat"
+
+
+def test_studied_models_have_their_published_slas():
+    """Table II of arXiv:2001.02772, level medium, in ms."""
+    slas = {"rmc1": 100, "rmc2": 400, "rmc3": 100, "ncf": 5, "wnd": 25, "rmc1-paper": None}
+    assert {name: load_config(name, Recipe).sla_ms for name in slas} == slas
+
+
+@pytest.mark.parametrize("sla_ms", ["0.0", "-1.0", "nan"])
+def test_an_sla_is_above_0(sla_ms):
+    with pytest.raises(ConfigError, match=r"sla_ms is .*; above 0 is allowed"):
+        load_config("ncf", Recipe, [f"sla_ms={sla_ms}"])
 
 
 def test_ncf_has_two_tables_of_users_and_two_of_items():

@@ -76,7 +76,7 @@ def bench_colocate(model: BenchModel, asked: Asked, effort: Effort) -> BenchResu
         windows = _measure(copies, cases, effort)
         ready = copies.ready
     measurements = [
-        _measurement(case, name, found, asked.batch_size)
+        measured(case, name, found, asked.batch_size)
         for case, found in zip(cases, windows, strict=True)
         for name in case.members
     ]
@@ -202,8 +202,18 @@ def _measure(copies: Copies, cases: Sequence[Case], effort: Effort) -> list[list
     return found
 
 
-def _measurement(case: Case, name: str, windows: Sequence[Window], batch_size: int) -> Measurement:
-    """Of the copies of one model in a case, together."""
+def measured(case: Case, name: str, windows: Sequence[Window], batch_size: int) -> Measurement:
+    """Of the copies of one model in a case, together.
+
+    Args:
+        case: That was run.
+        name: Of the model.
+        windows: By round.
+        batch_size: B of each call.
+
+    Raises:
+        BenchError: None of them finished a call while all ran.
+    """
     wanted = [case.places.index(place) for place in case.members[name]]
     by_round = [[found.times_ms[place] for place in wanted] for found in windows]
     rounds = tuple(tuple(float(x) for job in jobs for x in job) for jobs in by_round)

@@ -167,7 +167,8 @@ def require_room(
         * ((count if "private" in asked.tables else 0) + ("shared" in asked.tables))
         for each, count in zip(models, counts, strict=False)
     )
-    sets = [f"{num_processes} copies"] if "private" in asked.tables else []
+    copies = "a copy" if num_processes == 1 else f"{num_processes} copies"
+    sets = [copies] if "private" in asked.tables else []
     sets += ["one shared set"] if "shared" in asked.tables else []
     what = f"tables of {' and '.join(sets)} (besides {besides / 2**30:.2f} GiB of the processes)"
     require_memory(needed, free - besides, model.rows_scale, what)

@@ -191,6 +191,7 @@ def serve(job: Job, pipe: Connection) -> None:
             _serve(job, pipe)
         except FastDLRMError as problem:
             pipe.send(problem)
+    os._exit(0)  # nothing is left to be taken away; libraries would complain on the way
 
 
 def _serve(job: Job, pipe: Connection) -> None:

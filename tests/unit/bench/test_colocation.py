@@ -1,9 +1,10 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
-from fastdlrm.bench.colocate import conclude
+from fastdlrm.bench.colocate import conclude, measured
 from fastdlrm.bench.colocation import (
     PROCESS_BYTES,
     Asked,
@@ -16,7 +17,8 @@ from fastdlrm.bench.colocation import (
 from fastdlrm.bench.measure import Timed
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.result import measurement
-from fastdlrm.errors import ConfigError
+from fastdlrm.bench.window import Window
+from fastdlrm.errors import BenchError, ConfigError
 
 NO_INPUTS = Inputs(16, 0, 0)
 
@@ -115,6 +117,28 @@ def test_an_sla_is_the_presets_unless_another_is_given():
     assert Asked(copies=(1,)).sla_of(load("ncf")) == 5
     assert Asked(copies=(1,)).sla_of(load()) is None
     assert Asked(copies=(1,), sla_ms=7.0).sla_of(load("ncf")) == 7
+
+
+def test_a_measurement_is_of_all_copies_of_a_model():
+    case = Case("shared", 4, {"a": (0, 2), "b": (5, 7)})
+    # by place: 0, 2, 5, 7, two rounds of 0.1 s and 0.3 s
+    first = Window(0.1, [np.array([1.0]), np.array([2.0]), np.array([8.0]), np.array([9.0])])
+    second = Window(0.3, [np.array([3.0, 4.0]), np.empty(0), np.array([7.0]), np.array([6.0])])
+    found = measured(case, "a", [first, second], 32)
+    assert found.key == {
+        "tables": "shared", "copies": "4", "model": "a", "with": "b", "batch_size": "32",
+    }  # fmt: skip
+    assert found.rounds == ((1, 2), (3, 4))
+    assert found.num_by_job == ((1, 1), (2, 0))
+    assert found.samples_per_s == pytest.approx(4 * 32 / 0.4)
+    assert measured(case, "b", [first, second], 32).rounds == ((8, 9), (7, 6))
+
+
+def test_copies_that_never_ran_together_are_told():
+    case = Case("private", 2, {"a": (0, 1)})
+    empty = Window(0.0, [np.empty(0), np.empty(0)])
+    with pytest.raises(BenchError, match="2 copies, private tables: none of a finished a call"):
+        measured(case, "a", [empty], 32)
 
 
 def made(model, partner, copies, milliseconds, rate):
