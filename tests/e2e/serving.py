@@ -250,6 +250,12 @@ def descendants(pid: int) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
+def workers_of(server: ServerProcess) -> list[int]:
+    """Process ids of its workers: the children of the process that it forks them from."""
+    top = server.process.pid
+    return [pid for pid, parent in descendants(top).items() if parent != top]
+
+
 class Traffic:
     """Requests that come without a pause, from threads that keep their connections.
 

@@ -33,6 +33,7 @@ from tests.e2e.serving import (
     rows_of,
     scores_of,
     served,
+    workers_of,
 )
 from tests.grpc_client import outcome_of, request_of
 
@@ -87,12 +88,6 @@ def crew(exported, tmp_path_factory):
     log = tmp_path_factory.mktemp("crew") / "log.jsonl"
     with served(exported.models, log, "--workers", 2) as running:
         yield running
-
-
-def workers_of(server: ServerProcess) -> list[int]:
-    """Process ids of its workers: the children of the process that it forks them from."""
-    top = server.process.pid
-    return [pid for pid, parent in descendants(top).items() if parent != top]
 
 
 def wait_for_workers(server: ServerProcess, restarts: float) -> None:

@@ -113,5 +113,7 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
     """Queries that found no connection free."""
     cpu_share: float
     """Of one core, that the busiest generator process used; near 1 it was the bottleneck."""
+    priority: str
+    """The generator's: "real time", ahead of all that computes on its cores, or "normal"."""
     num_example_rows: int
     """Distinct rows that the queries were made of."""

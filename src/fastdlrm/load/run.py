@@ -111,6 +111,7 @@ class Crew:
             num_connections=sum(report.most_connections for report in reports),
             num_waited=sum(report.num_waited for report in reports),
             cpu_share=max(report.cpu_share for report in reports),
+            priority=reports[0].priority,
             num_example_rows=self._maker.num_rows,
             unused_columns=tuple(self._maker.unused),
             started=started.isoformat(timespec="seconds"),

@@ -58,6 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     most_connections: int
     num_waited: int
     cpu_share: float
+    priority: str
 
 
 def serve_orders(pipe: Connection) -> None:
@@ -66,14 +67,14 @@ def serve_orders(pipe: Connection) -> None:
     An order is answered by `READY`, then waits for its start (of `perf_counter`), then by a
     `Report`; or by an exception at any point.
     """
-    take_precedence()
+    priority = take_precedence()
     while True:
         try:
             order = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            pipe.send(_run(_carry_out(order, pipe)))
+            pipe.send(_run(_carry_out(order, pipe, priority)))
         except (EOFError, KeyboardInterrupt, BrokenPipeError):
             return
         except Exception as problem:  # noqa: BLE001 - it is raised again where the order came from
@@ -85,11 +86,12 @@ def _run(work: Coroutine[Any, Any, Report]) -> Report:
         return runner.run(work)
 
 
-async def _carry_out(order: Order, pipe: Connection) -> Report:
+async def _carry_out(order: Order, pipe: Connection, priority: str) -> Report:
     with Path(order.requests).open("rb") as file:  # unmapped when the last connection lets it go
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     places = zip(order.starts.tolist(), order.stops.tolist(), strict=True)
-    return await _Sender(order, [whole[start:stop] for start, stop in places]).run(pipe)
+    sender = _Sender(order, [whole[start:stop] for start, stop in places])
+    return await sender.run(pipe, priority)
 
 
 class _Sender:
@@ -110,7 +112,7 @@ class _Sender:
         self._problem: BaseException | None = None
         self._client = Client(order.address, self, order.max_connections)
 
-    async def run(self, pipe: Connection) -> Report:
+    async def run(self, pipe: Connection, priority: str) -> Report:
         order = self._order
         asyncio.get_running_loop().set_exception_handler(self._broke)
         first = order.closed or FIRST_CONNECTIONS
@@ -137,6 +139,7 @@ class _Sender:
             most_connections=self._client.most_open,
             num_waited=self._client.num_waited,
             cpu_share=share,
+            priority=priority,
         )
 
     def _broke(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ class Generator(msgspec.Struct, frozen=True, kw_only=True):
     num_connections: int = 0
     num_waited: int = 0
     cpu_share: float = 0.0
+    priority: str = "normal"
     num_example_rows: int = 0
     unused_columns: tuple[str, ...] = ()
     """Of the rows, that the model does not take."""
@@ -88,6 +89,7 @@ def summarise(samples: Samples, plan: Plan, generator: Generator | None = None) 
         num_connections=generator.num_connections,
         num_waited=generator.num_waited,
         cpu_share=generator.cpu_share,
+        priority=generator.priority,
         num_example_rows=generator.num_example_rows,
     )
 

@@ -14,16 +14,23 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _SPIN_S = 0.002
-_PRIORITY = -15
 _CLOCK_MONOTONIC = 1  # that of perf_counter
 _ABSOLUTE = 1
 
 
-def take_precedence() -> None:
-    """Have a core as soon as this process needs one, where it may: only root may ask for that."""
+def take_precedence() -> str:
+    """Have a core as soon as this process needs one, where it may: only root may ask for that.
+
+    A mere nice level would not do: a process that computes keeps its core for its time slice.
+
+    Returns:
+        "real time", or "normal" where it may not.
+    """
     if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            return "real time"
+    return "normal"
 
 
 class _Timespec(ctypes.Structure):

@@ -40,7 +40,9 @@ from fastdlrm.serve.messages import (
     to_worker,
 )
 
-LOWEST_PRIORITY = 19
+NICE = 10
+"""By which a worker gives way to the front, which then admits at once what comes."""
+LOADING_NICE = 19
 GC_THRESHOLDS = (50_000, 50, 100)
 """Of Python's collector: a batch's objects are freed without it. What is there when serving begins
 is frozen, too: a full collection of torch's and pyarrow's objects alone pauses for 40 ms."""
@@ -51,6 +53,7 @@ def run(task: Task, front: socket.socket, arena_fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    os.nice(NICE)
     memory = attach(arena_fd)
     try:
         model, ready = _load_gently(task)
@@ -169,7 +172,7 @@ def _load_gently(task: Task) -> tuple[ServedModel, Ready]:
 
     def work() -> None:
         try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICE)
             loaded.append(_load(task))
         except BaseException as error:  # noqa: BLE001 raised again below
             raised.append(error)

@@ -1,6 +1,8 @@
 """Runs against a server of planted behaviour, over real connections."""
 
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -103,6 +105,22 @@ def test_an_overload_is_sent_as_planned():
     assert result.sla.num_over >= refused
     # Seven in the system at most, 10 ms each.
     assert result.latency_ms.p50 < 90
+
+
+def test_a_server_without_time_is_measured_all_the_same():
+    with stub_server(max_queue=-1) as url:
+        result = run(plan_of(url, timeout_ms=1.0))
+    assert result.failures == {"HTTP 503": result.num_queries}
+    assert result.latency_ms is None
+
+
+def test_the_generators_priority_is_told(quick):
+    plan = plan_of(quick)
+    with Crew(plan) as crew:
+        result = crew.run(plan)
+        (process,) = multiprocessing.active_children()
+        is_real_time = os.sched_getscheduler(process.pid) == os.SCHED_RR
+    assert result.priority == ("real time" if is_real_time else "normal")
 
 
 def test_a_queue_that_grows_is_seen():

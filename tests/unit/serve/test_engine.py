@@ -26,6 +26,7 @@ from fastdlrm.errors import (
 from fastdlrm.serve.engine import Engine
 from fastdlrm.serve.options import EngineOptions
 from fastdlrm.serve.pool import cores_of, staleness_s
+from fastdlrm.serve.worker import NICE
 from fastdlrm.serve.workers import Nursery, reason_of
 from tests.serving_model import (
     BATCH_FAULT,
@@ -308,6 +309,9 @@ def test_kill_9_under_load_loses_nothing_and_the_worker_comes_back(loop, planted
         engine = await planted.start({"batch_s": 0.002}, num_workers=2, max_batch_rows=4)
         before = engine.pids
         assert len({*before, 0}) == 3
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        for pid in before:
+            assert os.getpriority(os.PRIO_PROCESS, pid) == min(own + NICE, 19)
         is_over = False
         found: list[Any] = []
 
