@@ -18,10 +18,10 @@ from fastdlrm.serve.instruments import counters, histograms
 from fastdlrm.serve.recent import Recent
 
 STAGES = ("parse", "queue", "encode", "compute", "respond", "total")
-"""parse: from the headers' arrival until the body is decoded and checked; queue: in the front, until a
-worker is given it; encode and compute: in the worker; respond: scores to bytes; total: from the
+"""parse: from the headers' arrival until the body is decoded and checked; queue: in the front, till
+a worker is given it; encode and compute: in the worker; respond: scores to bytes; total: from the
 headers' arrival to the scores, so without respond. What total holds beyond parse, queue, encode and
-compute is the hand-over: messages to the worker and back, and waiting behind the batch it computes."""
+compute is the hand-over: messages to the worker and back, waiting behind the batch it computes."""
 
 # 50 us to 10 s: two to four bounds a decade, finer where a ranking request usually ends
 SECONDS = (
