@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fastdlrm.bench.counting import ModelShape, Work, forward_work, num_pairs, training_work
+from fastdlrm.bench.counting import ModelShape, Work, forward_work, training_work
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.operators import model_shape
 
@@ -40,9 +40,7 @@ def test_a_train_step_of_a_tiny_model():
 
 def test_products_of_vectors():
     # three vectors of 2: (1,0) (2,0) (2,1); each two multiplications and two additions
-    assert num_pairs(3) == 3
     shape = ModelShape(bottom=(3, 2), top=(5, 1), num_sparse=2, dim=2, num_products=3 * 2)
-    assert num_pairs(3, include_diagonal=True) == 6
     assert forward_work(shape, 1, 2)["interaction"].flop == 12
     assert training_work(shape, 1, 2, 2)["interaction"].flop == 36
     # in and out 6 + 5; their gradients 5 + 6; and the other vectors of the products, 6
