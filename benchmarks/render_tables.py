@@ -301,7 +301,7 @@ def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) 
 
 
 TABLES = {
-    ROOT / "README.md": (accuracy, pipeline, train_cuda, parallel),
+    ROOT / "README.md": (accuracy, pipeline, train_cuda, train_dcnv2, parallel, serving_peers),
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
     ROOT / "docs" / "performance.md": (
