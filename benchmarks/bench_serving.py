@@ -111,7 +111,7 @@ def climbed(served: Served, args: argparse.Namespace, **plan: Any) -> dict[str, 
     A search with the confidence of `variants` takes minutes at the rates that peers reach.
     """
     rungs: list[dict[str, Any]] = []
-    rate = args.start_qps if served.is_ours else args.start_qps / 25
+    rate = args.start_qps / (1 if plan["body"] == "binary" else 4 if served.is_ours else 25)
     while True:
         found = run(
             Plan(
@@ -328,7 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--probe-seconds", type=float, default=6.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--tolerance", type=float, default=0.05)
-    parser.add_argument("--start-qps", type=float, default=400.0, help="a quarter for peers")
+    parser.add_argument("--start-qps", type=float, default=400.0, help="less for JSON and for peers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variant", default="fp32,fp32,eager")
     parser.add_argument("--no-mlserver", action="store_true")
