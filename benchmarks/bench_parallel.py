@@ -40,10 +40,10 @@ from fastdlrm.parallel.planner import make_plan
 from fastdlrm.parallel.prediction import predict
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.topology import Topology, card_topology, named_topology
-from fastdlrm.parallel.workload import Feature, Interaction, Workload
+from fastdlrm.parallel.workload import Feature, Workload
 from fastdlrm.parallel.world import World
 from fastdlrm.train.step import TrainStep
-from fastdlrm.train.workload import shares_of
+from fastdlrm.train.workload import joint_work, shares_of
 
 NUM_BATCHES = 8
 BLOCK = {"cuda": 20, "cpu": 3}
@@ -94,16 +94,16 @@ def arguments() -> argparse.Namespace:
 
 def workload(shape: Shape, batch: Batch, args: argparse.Namespace, world: World) -> Workload:
     """A step of the benchmark, as the planner takes it."""
-    F, vectors = len(shape.rows), len(shape.rows) + 1
-    ids = batch.sparse.ids.view(F, -1).cpu().long().numpy()
+    sizes = [batch.num_samples * size for size in shape.bag_sizes]
+    ids = batch.sparse.ids.cpu().long().split(sizes)
     features = tuple(
         Feature(
             table=table,
-            ids_per_sample=shape.ids_per_bag,
-            is_bag=shape.ids_per_bag > 1,
-            shares=shares_of(of_feature),
+            ids_per_sample=size,
+            is_bag=max(shape.bag_sizes) > 1,
+            shares=shares_of(of_feature.numpy()),
         )
-        for table, of_feature in zip(shape.num_embeddings, ids, strict=True)
+        for table, size, of_feature in zip(shape.num_embeddings, shape.bag_sizes, ids, strict=True)
     )
     return Workload(
         num_embeddings=shape.num_embeddings,
@@ -111,7 +111,7 @@ def workload(shape: Shape, batch: Batch, args: argparse.Namespace, world: World)
         embedding_dim=shape.dim,
         bottom_mlp=(shape.num_dense, *shape.bottom),
         top_mlp=(shape.top_input, *shape.top, 1),
-        interaction=Interaction(flop=float(vectors * (vectors - 1) * shape.dim)),
+        interaction=joint_work(shape.interaction()),
         global_batch_size=args.local_batch * world.size,
         precision=args.precision,
         sparse_optimizer=shape.sparse_rule,

@@ -30,9 +30,10 @@ import msgspec
 from results_file import write
 from served import Served, fastapi, mlserver, ours
 
+from fastdlrm.contracts.latency_bounded import Probe
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.run import run
-from fastdlrm.load.search import Probe, search
+from fastdlrm.load.search import search
 
 PORT = 8100
 CANDIDATES = 100
@@ -110,7 +111,7 @@ def climbed(served: Served, args: argparse.Namespace, **plan: Any) -> dict[str, 
     A search with the confidence of `variants` takes minutes at the rates that peers reach.
     """
     rungs: list[dict[str, Any]] = []
-    rate = args.start_qps if served.is_ours else args.start_qps / 25
+    rate = args.start_qps / (1 if plan["body"] == "binary" else 4 if served.is_ours else 25)
     while True:
         found = run(
             Plan(
@@ -327,7 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--probe-seconds", type=float, default=6.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--tolerance", type=float, default=0.05)
-    parser.add_argument("--start-qps", type=float, default=400.0, help="a quarter for peers")
+    parser.add_argument("--start-qps", type=float, default=400.0, help="less for JSON and for peers")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variant", default="fp32,fp32,eager")
     parser.add_argument("--no-mlserver", action="store_true")

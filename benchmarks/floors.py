@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from shapes import Shape
 
 from fastdlrm.batch import Batch
-from fastdlrm.bench.counting import ModelShape, forward_work, num_pairs, training_work
+from fastdlrm.bench.counting import ModelShape, forward_work, training_work
+from fastdlrm.bench.measure import wait
+from fastdlrm.parallel.measure import GEMM_WIDTH, copying
 
 ROW_PROBES = 200_000
 COPY_BYTES = 2**28
 MAX_PROBED_BYTES = 2**31
-GEMM_WIDTH = {"cpu": 1024, "cuda": 8192}
 
 
 def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
@@ -28,10 +29,8 @@ def ceilings(shape: Shape, device: torch.device) -> dict[str, float]:
         copy_gb_s (bytes read plus written), row_ns (a random row of D float32), gemm_fp32_gflop_s
         (the fastest of torch's ways on the CPU), gemm_bf16_gflop_s, with CUDA gemm_tf32_gflop_s.
     """
-    source = torch.empty(COPY_BYTES // 8, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
     found = {
-        "copy_gb_s": COPY_BYTES / _seconds(lambda: target.copy_(source), device) / 1e9,
+        "copy_gb_s": COPY_BYTES / _seconds(copying(COPY_BYTES, device), device) / 1e9,
         "row_ns": _row_seconds(shape, device) / ROW_PROBES * 1e9,
     }
     is_cuda = device.type == "cuda"
@@ -52,18 +51,23 @@ def work(
     """FLOPs and bytes of one step, means over the batches.
 
     Returns:
-        gemm_flop (MLPs and products of vectors), row_visits (rows read, and for training read and
-        written in the update), stream_bytes (gradients of the bags, written once and read once).
+        gemm_flop (linear layers and products of vectors), row_visits (rows read, and for training
+        read and written in the update), stream_bytes (gradients of the bags, written once and read
+        once).
     """
     B, num_tables = batches[0].num_samples, len(shape.rows)
+    interaction = shape.interaction()
+    cost = interaction.cost()
     counted = ModelShape(
         bottom=(shape.num_dense, *shape.bottom),
-        top=(shape.top_input, *shape.top, 1),
+        top=(interaction.width, *shape.top, 1),
         num_sparse=num_tables,
         dim=shape.dim,
-        pairs=num_pairs(num_tables + 1),
+        num_products=cost.num_products,
+        joint_layers=cost.layers,
+        num_joint_moved=cost.num_moved,
     )
-    num_ids = B * num_tables * shape.ids_per_bag
+    num_ids = B * sum(shape.bag_sizes)
     if not is_training:
         found = forward_work(counted, B, num_ids)
         visits, stream_bytes = float(num_ids), 0.0
@@ -91,7 +95,7 @@ def floor_ms(counted: dict[str, float], found: dict[str, float], precision: str)
 
 def _num_rows(shape: Shape, batch: Batch) -> int:
     """U: different rows that a batch reads."""
-    ids = batch.sparse.ids.view(len(shape.rows), -1)
+    ids = batch.sparse.ids.split([batch.num_samples * size for size in shape.bag_sizes])
     return sum(len(torch.unique(feature)) for feature in ids)
 
 
@@ -118,14 +122,9 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """The least of some calls: a ceiling is what can be reached."""
     times = []
     for _ in range(12):
-        _wait(device)
+        wait(device)
         began = time.perf_counter_ns()
         call()
-        _wait(device)
+        wait(device)
         times.append(time.perf_counter_ns() - began)
     return min(times) / 1e9
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

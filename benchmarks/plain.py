@@ -1,6 +1,7 @@
 """DLRM in plain eager PyTorch, the way the reference implementation computes it.
 
-One nn.EmbeddingBag a table with sparse gradients, stack, bmm, `Z[:, i, j]`, nn.Linear, BCE on
+One nn.EmbeddingBag a table with sparse gradients, stack, bmm, `Z[:, i, j]` (or a cross network as
+TorchRec writes it, which the reference has there), nn.Linear, BCE on
 probabilities, one optimizer for all parameters. The pair indices, which the reference builds at
 every step, are built once.
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
 
-Inputs = tuple[Tensor, list[Tensor], Tensor, Tensor]
-"""Dense features, ids of each feature, offsets of a feature's bags, labels."""
+Inputs = tuple[Tensor, list[Tensor], list[Tensor], Tensor]
+"""Dense features, ids and bags' offsets of each feature, labels."""
 
 
 class PlainDLRM(nn.Module):
@@ -46,14 +47,28 @@ class PlainDLRM(nn.Module):
         self.top = _mlp((shape.top_input, *shape.top, 1), device, last_is_linear=True)
         vectors = len(shape.rows) + 1
         self.i, self.j = torch.tril_indices(vectors, vectors, -1, device=device)
+        width, rank = vectors * shape.dim, shape.cross_rank
+        self.cross = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, rank, bias=False, device=device),
+                nn.Linear(rank, width, device=device),
+            )
+            for _ in range(shape.num_cross_layers)
+        )
 
-    def forward(self, dense: Tensor, ids: Sequence[Tensor], offsets: Tensor) -> Tensor:
+    def forward(self, dense: Tensor, ids: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
         """Probabilities, shape (B, 1)."""
         x = self.bottom(dense)
-        pooled = [table(index, offsets) for table, index in zip(self.emb, ids, strict=True)]
+        pooled = [table(*bags) for table, *bags in zip(self.emb, ids, offsets, strict=True)]
         vectors = torch.stack([x, *pooled], 1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2))
-        return torch.sigmoid(self.top(torch.cat([x, products[:, self.i, self.j]], 1)).float())
+        if self.cross:
+            joined = start = vectors.flatten(1)
+            for layer in self.cross:
+                joined = start * layer(joined) + joined
+        else:
+            products = torch.bmm(vectors, vectors.transpose(1, 2))
+            joined = torch.cat([x, products[:, self.i, self.j]], 1)
+        return torch.sigmoid(self.top(joined).float())
 
 
 class ReferenceRowWiseAdagrad(torch.optim.Optimizer):
@@ -95,9 +110,9 @@ class ReferenceRowWiseAdagrad(torch.optim.Optimizer):
 
 def plain_inputs(shape: Shape, batch: Batch) -> Inputs:
     """A batch in the reference's layout."""
-    B = batch.num_samples
-    ids = list(batch.sparse.ids.long().view(len(shape.rows), -1))
-    offsets = torch.arange(0, B * shape.ids_per_bag, shape.ids_per_bag, device=batch.dense.device)
+    B, device = batch.num_samples, batch.dense.device
+    ids = list(batch.sparse.ids.long().split([B * size for size in shape.bag_sizes]))
+    offsets = [torch.arange(0, B * size, size, device=device) for size in shape.bag_sizes]
     return batch.dense, ids, offsets, batch.labels.unsqueeze(1)
 
 

@@ -8,7 +8,12 @@ import statistics
 import sys
 from typing import Any
 
-from render_serving import export_precision
+from render_serving import (
+    export_precision,
+    serving_overload,
+    serving_peers,
+    serving_variants,
+)
 from results_file import RESULTS, ROOT, load, where
 from simulate_scaling import machines, scaling, scaling_check, scaling_ranks
 
@@ -127,6 +132,31 @@ def train_cuda() -> str:
     lines.append("")
     lines.append(where("train-cuda-criteo-terabyte-10m-8192-bf16"))
     return "\n".join(lines)
+
+
+def train_dcnv2() -> str:
+    """A training step of MLPerf's DLRM-DCNv2 on a GPU."""
+    name = "train-cuda-mlperf-dcnv2-10m-6912-bf16"
+    result = load(name)["result"]
+    lines = ["| | ms | M samples/s | ours is faster by |", "|---|---|---|---|"]
+    words = {
+        "ours": "fastdlrm, row-wise Adagrad",
+        "plain": "plain PyTorch fp32, SGD",
+        "plain_tf32": "plain PyTorch tf32, SGD",
+        "plain_bf16": "plain PyTorch bf16, SGD",
+        "plain_rowwise_adagrad": "plain PyTorch fp32, row-wise Adagrad",
+    }
+    for system, ratio in result["ratios"].items():
+        ms = result["ms_by_system"][f"{system}_ms"]
+        lines.append(
+            f"| {words[system]} | {ms:.2f} | {result['batch'] / ms / 1e3:.2f} | {ratio:.1f}x |"
+        )
+    floor = result["floor_ms"]
+    lines.append(
+        f"| the floor | {floor:.2f} | {result['batch'] / floor / 1e3:.2f} "
+        f"| {result['share_of_floor']:.0%} reached |"
+    )
+    return "\n".join([*lines, "", where(name)])
 
 
 SEVERAL = (
@@ -271,17 +301,21 @@ def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) 
 
 
 TABLES = {
-    ROOT / "README.md": (accuracy, pipeline, train_cuda, parallel),
+    ROOT / "README.md": (accuracy, pipeline, train_cuda, train_dcnv2, parallel, serving_peers),
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
     ROOT / "docs" / "performance.md": (
         train_cuda,
+        train_dcnv2,
         parallel,
         plans,
         fed,
         precision,
         cpu_train,
         cpu_inference,
+        serving_variants,
+        serving_peers,
+        serving_overload,
     ),
     ROOT / "docs" / "scaling.md": (scaling_check, parallel_cpu, scaling, scaling_ranks, machines),
 }

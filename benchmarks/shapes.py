@@ -11,9 +11,10 @@ import torch
 from fastdlrm.batch import Batch
 from fastdlrm.data.random import RandomShape, draw_batch
 from fastdlrm.data.synthetic import IdConfig
-from fastdlrm.kernels.interaction import dot_interaction_width
+from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
@@ -35,6 +36,9 @@ TERABYTE_ROWS = (
 )  # fmt: skip
 """Distinct values a feature of Criteo Terabyte, as MLPerf counts them."""
 
+MULTI_HOT = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
+"""Ids a bag of MLPerf's DLRM-DCNv2, 214 in all."""
+
 SparseRule = Literal["sgd", "rowwise_adagrad"]
 Precision = Literal["fp32", "tf32", "bf16"]
 LEARNING_RATE = 0.01
@@ -51,9 +55,11 @@ class Shape:
         num_dense: Dense features.
         bottom: Widths of the bottom MLP, its input left out.
         top: Hidden widths of the top MLP.
-        ids_per_bag: Of every bag.
+        ids_per_bag: Of the bags of each feature, or of every bag.
         is_skewed: floor(rows * u^3) for uniform u; else uniform ids.
         sparse_rule: Optimizer of the tables unless the command line names one.
+        num_cross_layers: Of a cross network; 0: dot products.
+        cross_rank: Of its layers.
     """
 
     name: str
@@ -62,9 +68,11 @@ class Shape:
     num_dense: int
     bottom: tuple[int, ...]
     top: tuple[int, ...]
-    ids_per_bag: int = 1
+    ids_per_bag: int | tuple[int, ...] = 1
     is_skewed: bool = False
     sparse_rule: SparseRule = "sgd"
+    num_cross_layers: int = 0
+    cross_rank: int = 0
 
     @property
     def num_embeddings(self) -> dict[str, int]:
@@ -72,13 +80,47 @@ class Shape:
         return {f"t{index}": rows for index, rows in enumerate(self.rows)}
 
     @property
+    def bag_sizes(self) -> tuple[int, ...]:
+        """Ids a bag, by feature."""
+        sizes = self.ids_per_bag
+        return sizes if isinstance(sizes, tuple) else (sizes,) * len(self.rows)
+
+    def interaction(self, generator: torch.Generator | None = None) -> Interaction:
+        """The interaction; without a generator it has no numbers."""
+        config = ModelConfig(
+            embedding_dim=self.dim,
+            bottom_mlp=self.bottom,
+            top_mlp=self.top,
+            interaction="cross" if self.num_cross_layers else "dot",
+            num_cross_layers=self.num_cross_layers,
+            cross_rank=self.cross_rank,
+        )
+        return build_interaction(config, Vectors(len(self.rows), self.dim, True), generator)
+
+    @property
     def top_input(self) -> int:
         """Width of the interaction's result."""
-        return dot_interaction_width(len(self.rows), self.dim, has_dense=True)
+        return self.interaction().width
 
 
 def _capped(rows: tuple[int, ...], cap: int) -> tuple[int, ...]:
     return tuple(min(count, cap) for count in rows)
+
+
+def _dcnv2(name: str, cap: int) -> Shape:
+    """MLPerf's DLRM-DCNv2 with smaller tables; at 10 M rows they take 28 GB and fit one card."""
+    return Shape(
+        name=name,
+        rows=_capped(TERABYTE_ROWS, cap),
+        dim=128,
+        num_dense=13,
+        bottom=(512, 256, 128),
+        top=(1024, 1024, 512, 256),
+        ids_per_bag=MULTI_HOT,
+        sparse_rule="rowwise_adagrad",
+        num_cross_layers=3,
+        cross_rank=512,
+    )
 
 
 SHAPES = {
@@ -119,6 +161,8 @@ SHAPES = {
             is_skewed=True,
             sparse_rule="rowwise_adagrad",
         ),
+        _dcnv2("mlperf-dcnv2-100k", 100_000),
+        _dcnv2("mlperf-dcnv2-10m", 10_000_000),
     )
 }
 
@@ -155,8 +199,9 @@ def around(shape: Shape, tables: Tables, device: torch.device) -> DLRM:
     """A model with given tables and drawn MLPs."""
     generator = torch.Generator().manual_seed(0)
     bottom = build_mlp(shape.num_dense, shape.bottom, generator=generator)
-    top = build_mlp(shape.top_input, shape.top, out_features=1, generator=generator)
-    return DLRM(tables, bottom.to(device), top.to(device))
+    join = shape.interaction(generator)
+    top = build_mlp(join.width, shape.top, out_features=1, generator=generator)
+    return DLRM(tables, bottom.to(device), join.to(device), top.to(device))
 
 
 def draw_batches(
@@ -172,12 +217,11 @@ def draw_batches(
         seed: Of the stream.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    ids = IdConfig(
-        distribution="cubic" if shape.is_skewed else "uniform",
-        min_ids=shape.ids_per_bag,
-        max_ids=shape.ids_per_bag,
+    distribution = "cubic" if shape.is_skewed else "uniform"
+    ids = tuple(
+        IdConfig(distribution=distribution, min_ids=size, max_ids=size) for size in shape.bag_sizes
     )
-    drawn = RandomShape(num_dense=shape.num_dense, tables=shape.rows, ids=(ids,) * len(shape.rows))
+    drawn = RandomShape(num_dense=shape.num_dense, tables=shape.rows, ids=ids)
 
     def uniforms(count: int) -> torch.Tensor:
         return torch.rand(count, generator=generator, device=device)

@@ -21,10 +21,8 @@ from fastdlrm.parallel.planner import make_plan
 from fastdlrm.parallel.prediction import Prediction, RankCost, predict
 from fastdlrm.parallel.topology import Topology, named_topology
 from fastdlrm.parallel.workload import Feature, Interaction, Workload
+from fastdlrm.train.workload import joint_work
 
-MULTI_HOT = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
-"""Ids a bag of MLPerf's DLRM-DCNv2, 214 in all."""
-CROSS_LAYERS, CROSS_RANK = 3, 512
 DIM = 128
 
 PUBLISHED = {
@@ -56,7 +54,7 @@ def criteo_terabyte(global_batch_size: int) -> Workload:
             for i, rows in enumerate(shape.rows)
         ),
         top=(shape.top_input, *shape.top, 1),
-        interaction=Interaction(flop=2.0 * DIM * 27 * 26 // 2),
+        interaction=joint_work(shape.interaction()),
         global_batch_size=global_batch_size,
         sparse_optimizer=shape.sparse_rule,
     )
@@ -64,21 +62,16 @@ def criteo_terabyte(global_batch_size: int) -> Workload:
 
 def mlperf_dcnv2(global_batch_size: int) -> Workload:
     """Multi-hot bags and a low-rank cross net of 27 x 128 inputs; every row as likely."""
-    shape: Shape = SHAPES["criteo-terabyte-10m"]
-    width = 27 * DIM
+    shape: Shape = SHAPES["mlperf-dcnv2-10m"]
+    cross = shape.interaction()
     return _workload(
         tuple(min(rows, 40_000_000) for rows in TERABYTE_ROWS),
         tuple(
             Feature(table=f"C{i + 1}", ids_per_sample=float(ids), is_bag=True)
-            for i, ids in enumerate(MULTI_HOT)
+            for i, ids in enumerate(shape.bag_sizes)
         ),
-        top=(width, *shape.top, 1),
-        interaction=Interaction(
-            # two products a layer; each layer keeps its input, the narrow product, the wide one
-            flop=2.0 * CROSS_LAYERS * 2 * width * CROSS_RANK,
-            num_parameters=CROSS_LAYERS * (2 * width * CROSS_RANK + width),
-            num_kept=CROSS_LAYERS * (2 * width + CROSS_RANK),
-        ),
+        top=(cross.width, *shape.top, 1),
+        interaction=joint_work(cross),
         global_batch_size=global_batch_size,
         sparse_optimizer="adagrad",
     )

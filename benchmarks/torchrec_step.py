@@ -78,7 +78,7 @@ def _model(
     from torch import distributed
     from torchrec.distributed import DistributedModelParallel
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-    from torchrec.models.dlrm import DLRM
+    from torchrec.models.dlrm import DLRM, DLRM_DCN
 
     if not distributed.is_initialized():
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
@@ -92,20 +92,25 @@ def _model(
         for key, rows in zip(keys, shape.rows, strict=True)
     ]
     meta = torch.device("meta")
-    model = DLRM(
-        torchrec.EmbeddingBagCollection(tables=configs, device=meta),
-        dense_in_features=shape.num_dense,
-        dense_arch_layer_sizes=list(shape.bottom),
-        over_arch_layer_sizes=[*shape.top, 1],
-        dense_device=device,
-    )
+    collection = torchrec.EmbeddingBagCollection(tables=configs, device=meta)
+    widths = {
+        "dense_in_features": shape.num_dense,
+        "dense_arch_layer_sizes": list(shape.bottom),
+        "over_arch_layer_sizes": [*shape.top, 1],
+        "dense_device": device,
+    }
+    if shape.num_cross_layers:
+        cross = {"dcn_num_layers": shape.num_cross_layers, "dcn_low_rank_dim": shape.cross_rank}
+        model = DLRM_DCN(collection, **widths, **cross)
+    else:
+        model = DLRM(collection, **widths)
     kind = EmbOptimType.EXACT_SGD if rule == "sgd" else EmbOptimType.EXACT_ROWWISE_ADAGRAD
     sharder: Any = EmbeddingBagCollectionSharder(
         fused_params={"optimizer": kind, "learning_rate": 0.01, "eps": 1e-8}
     )
     sharded = DistributedModelParallel(model, device=device, sharders=[sharder])
-    bags = len(shape.rows) * batches[0].num_samples
-    lengths = torch.full((bags,), shape.ids_per_bag, dtype=torch.int32, device=device)
+    sizes = torch.tensor(shape.bag_sizes, dtype=torch.int32, device=device)
+    lengths = sizes.repeat_interleave(batches[0].num_samples)
     inputs = [
         (
             batch.dense,

@@ -65,6 +65,33 @@ def cat_interaction(dense: Array | None, pooled: Array) -> Array:
     )
 
 
+def cross_network(x: Array, layers: Sequence[tuple[Array, Array, Array]]) -> Array:
+    """V (rank, W), U (W, rank) and b (W,) a layer; number by number as DCN-v2's equation 2."""
+    out = []
+    for start in x:
+        row = list(start)
+        for v, u, bias in layers:
+            narrow = [sum(a * b for a, b in zip(of_v, row, strict=True)) for of_v in v]
+            wide = [sum(a * b for a, b in zip(of_u, narrow, strict=True)) for of_u in u]
+            row = [x0 * (y + b) + x_l for x0, y, b, x_l in zip(start, wide, bias, row, strict=True)]
+        out.append(row)
+    return np.array(out)
+
+
+def projection(dense: Array | None, first: Array, second: Array, dim: int) -> Array:
+    """Dense vector, then row i of the first times column j of the second: (0,0), (0,1), ..."""
+    out = []
+    for b in range(len(first)):
+        rows = first[b].reshape(-1, dim)
+        columns = second[b].reshape(dim, -1)
+        row = [] if dense is None else list(dense[b])
+        for i in range(len(rows)):
+            for j in range(columns.shape[1]):
+                row.append(sum(rows[i, d] * columns[d, j] for d in range(dim)))
+        out.append(row)
+    return np.array(out)
+
+
 def mlp(x: Array, layers: Sequence[tuple[Array, Array]], relu_last: bool) -> Array:
     """Weight (out, in) and bias a layer; ReLU between layers, and after the last if asked."""
     for k, (weight, bias) in enumerate(layers):

@@ -37,6 +37,7 @@ class FormulaEngine:
     Attributes:
         delay_s: How long a query takes.
         problem: What a query fails with; None: nothing.
+        delta_problem: What a delta fails with; None: nothing.
         num_cancelled: Queries that were cancelled while they waited.
         stopped: Whether it was stopped.
     """
@@ -48,6 +49,7 @@ class FormulaEngine:
         self._observer = observer
         self.delay_s = 0.0
         self.problem: Exception | None = None
+        self.delta_problem: Exception | None = None
         self.num_cancelled = 0
         self.num_waiting = 0
         self.stopped = False
@@ -79,6 +81,8 @@ class FormulaEngine:
         )
 
     async def apply(self, path: Path) -> int:
+        if self.delta_problem is not None:
+            raise self.delta_problem
         delta = read_delta(path)
         if delta.sequence != self.sequence + 1:
             raise ExportError(f"delta {delta.sequence} after {self.sequence}")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fastdlrm.batch import Batch, SparseBatch
-from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
@@ -19,6 +18,7 @@ from fastdlrm.train.config import (
 )
 from fastdlrm.train.sparse_optimizer import StackLookup
 from fastdlrm.train.step import TrainStep
+from tests.interactions import make_interaction
 
 BATCH_SIZE = 48
 NUM_DENSE = 5
@@ -30,7 +30,6 @@ FEATURES = ("a", "b", "a")  # features 0 and 2 share a table
 def make_model(
     interaction: str = "dot",
     *,
-    include_diagonal: bool = False,
     num_dense: int = NUM_DENSE,
     pooling: str = "sum",
     table_dtype: torch.dtype = torch.float32,
@@ -46,14 +45,10 @@ def make_model(
         )
     tables.initialise("normal", generator, 0.3)
     changes = {"norm": norm, "dropout": dropout, "generator": generator}
-    width = DIM * (len(FEATURES) + bool(num_dense))
-    if interaction == "dot":
-        has_dense = num_dense > 0
-        width = dot_interaction_width(len(FEATURES), DIM, has_dense, include_diagonal)
     bottom = build_mlp(num_dense, (20, DIM), **changes) if num_dense else None
-    top = build_mlp(width, (32, 12), out_features=1, **changes)
-    model = DLRM(tables, bottom, top, interaction=interaction, include_diagonal=include_diagonal)
-    return model.train()
+    join = make_interaction(interaction, len(FEATURES), DIM, num_dense > 0, generator)
+    top = build_mlp(join.width, (32, 12), out_features=1, **changes)
+    return DLRM(tables, bottom, join, top).train()
 
 
 def single_ids(seed: int, num_samples: int = BATCH_SIZE, num_dense: int = NUM_DENSE) -> Batch:

@@ -181,6 +181,25 @@ class Batch:
             labels=self.labels.to(device, non_blocking=non_blocking),
         )
 
+    def empty_like(self, device: torch.device | str) -> "Batch":
+        """Uninitialised memory for a batch of the same shape, in one buffer where this is."""
+
+        def empty(x: Tensor) -> Tensor:
+            return torch.empty_like(x, device=device)
+
+        if self.buffer is not None:
+            return self._over(empty(self.buffer))
+        lengths, weights = (
+            None if x is None else empty(x) for x in (self.sparse.lengths, self.sparse.weights)
+        )
+        return Batch(
+            dense=empty(self.dense),
+            sparse=replace(
+                self.sparse, ids=empty(self.sparse.ids), lengths=lengths, weights=weights
+            ),
+            labels=empty(self.labels),
+        )
+
     def pin(self) -> "Batch":
         """The same batch in page-locked memory."""
         if self.buffer is not None:

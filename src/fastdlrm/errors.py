@@ -8,6 +8,7 @@
     ├── ExportError       an exported model cannot be written or read
     ├── ServeError        a server cannot start, or failed on a right request
     ├── LoadError         a load run could not be made
+    ├── BenchError        a measurement could not be made
     └── RequestError      a prediction request cannot be answered
         ├── NotFound          it names a model or version that is not served
         ├── Overloaded        it would not be answered in time: try later
@@ -47,6 +48,10 @@ class ServeError(FastDLRMError):
 
 class LoadError(FastDLRMError):
     """A load run could not be made: no server, refused requests, or a generator that broke."""
+
+
+class BenchError(FastDLRMError):
+    """A measurement could not be made: a process of it ended, or it has no sample."""
 
 
 class RequestError(FastDLRMError):

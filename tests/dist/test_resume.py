@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 3000).folder
 
 
-def _mixed(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
+def mixed_plan(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     """Tables in turn under every sharding."""
     recipe, encoding = tiny_recipe(), dataset.manifest.encoding
     sizes, D = table_sizes(dataset.schema, encoding), recipe.model.embedding_dim
@@ -65,7 +65,7 @@ def _mixed(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     )
 
 
-def _train(folder: Path, data: Path, stop: int | None, shift: int, *settings: str) -> None:
+def train_part(folder: Path, data: Path, stop: int | None, shift: int, *settings: str) -> None:
     """Create a run or go on with it, to its end or until a signal at a step."""
     recipe, dataset = tiny_recipe(*SETTINGS, *settings), Dataset.open(data)
 
@@ -77,7 +77,7 @@ def _train(folder: Path, data: Path, stop: int | None, shift: int, *settings: st
         path = None
         if world.size > 1:
             path = folder.with_name("plan.json")
-            world.on_first(lambda: write_plan(path, _mixed(dataset, world.size, shift)))
+            world.on_first(lambda: write_plan(path, mixed_plan(dataset, world.size, shift)))
         sharding = shard(recipe, dataset, world, torch.device("cpu"), path)
         make = Run.resume if (folder / "manifest.json").exists() else Run.create
         run = world.on_first(lambda: make(folder, recipe, dataset))
@@ -85,20 +85,20 @@ def _train(folder: Path, data: Path, stop: int | None, shift: int, *settings: st
     assert (result.step, result.is_finished) == ((stop, False) if stop else (30, True))
 
 
-def _outcome(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[object]]:
+def outcome(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[object]]:
     tensors = store.load(Run.open(folder).checkpoint_folder("last")).tensors
     lines = (folder / "records.jsonl").read_text().splitlines()
     return tensors, [{**json.loads(line), "timing": None} for line in lines]
 
 
 def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: Path) -> None:
-    ranks.run(_train, 2, tmp_path / "whole", data, None, 0)
+    ranks.run(train_part, 2, tmp_path / "whole", data, None, 0)
     Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS), Dataset.open(data))
     shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "parts")  # it is chosen by timing
-    ranks.run(_train, 2, tmp_path / "parts", data, 16, 0)
-    ranks.run(_train, 2, tmp_path / "parts", data, None, 0)
+    ranks.run(train_part, 2, tmp_path / "parts", data, 16, 0)
+    ranks.run(train_part, 2, tmp_path / "parts", data, None, 0)
     (found, lines), (expected, expected_lines) = (
-        _outcome(tmp_path / name) for name in ("parts", "whole")
+        outcome(tmp_path / name) for name in ("parts", "whole")
     )
     assert lines == expected_lines
     for group, named in expected.items():
@@ -110,11 +110,11 @@ def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
     settings = ("model.dropout=0.0",)
     for size, stop in ((4, 8), (2, 16)):
-        ranks.run(_train, size, tmp_path / "parts", data, stop, size, *settings)
-    _train(tmp_path / "parts", data, None, 0, *settings)
-    _train(tmp_path / "one", data, None, 0, *settings)
+        ranks.run(train_part, size, tmp_path / "parts", data, stop, size, *settings)
+    train_part(tmp_path / "parts", data, None, 0, *settings)
+    train_part(tmp_path / "one", data, None, 0, *settings)
     (found, lines), (expected, expected_lines) = (
-        _outcome(tmp_path / name) for name in ("parts", "one")
+        outcome(tmp_path / name) for name in ("parts", "one")
     )
     losses, expected_losses = (
         [line["values"]["loss"] for line in some if line["kind"] == "train"]

@@ -11,6 +11,7 @@ from fastdlrm.train.config import SparseOptimizerConfig
 from fastdlrm.train.step import TrainStep
 from tests.dist.ranks import Ranks
 from tests.dist.training import Case, make_plan, train_all, whole
+from tests.interactions import SETTINGS
 from tests.training import bags, make_config, make_model, single_ids, state_of, take
 
 NUM_STEPS = 8
@@ -129,7 +130,8 @@ def test_the_mean_of_a_bag_is_of_all_its_rows(ranks: Ranks) -> None:
 
 
 def test_any_model(ranks: Ranks) -> None:
-    models = ({"interaction": "cat"}, {"num_dense": 0}, {"norm": "layer"})
+    joins = ({"interaction": name} for name in SETTINGS if name != "dot")
+    models = (*joins, {"num_dense": 0}, {"norm": "layer"})
     config = make_config("sgd", "rowwise_adagrad")
     plan = make_plan(2, a="row_wise", b="table_wise")
     cases = {

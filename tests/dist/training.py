@@ -123,9 +123,9 @@ def on_gpu(model: DLRM, plan: ShardingPlan, world: World) -> DLRM:
         one_weight, other_weight = one.weight.detach(), other.weight.detach()
         other_weight.copy_(one_weight)
     model.tables = new
-    for mlp in (model.bottom_mlp, model.top_mlp):
-        if mlp is not None:
-            mlp.cuda()
+    for part in (model.bottom_mlp, model.interaction, model.top_mlp):
+        if part is not None:
+            part.cuda()
     return model
 
 

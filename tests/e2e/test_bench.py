@@ -94,3 +94,74 @@ def test_mistakes_are_told_in_one_line(tmp_path):
     told = fastdlrm("bench", "batch", "--model", "rmc1", "--rows-scale", 2, *out, code=2)
     assert told == "error: --rows-scale 2: above 0 and up to 1 is allowed\n"
     assert not (tmp_path / "o.json").exists()
+
+
+def test_roofline(tmp_path):
+    """With dot interaction, dense features and bags."""
+    out = tmp_path / "r.json"
+    command = ("bench", "roofline", "--model", "random", "--batches", 16, *TINY, "--threads", 1)
+    text = fastdlrm(*command, "--out", out)
+    result = read_result(out)
+    found = result.roofline
+    assert {"fp32", "bf16"} <= set(found.ceilings.gflop_s)
+    assert min(found.ceilings.gflop_s.values()) > 0
+    assert found.ceilings.memory_gb_s > 0
+    assert found.ceilings.gather_gb_s > 0
+    assert [(step.kind, step.batch_size) for step in found.steps] == [
+        ("inference", 1), ("inference", 16), ("training", 1), ("training", 16)
+    ]  # fmt: skip
+    for step in found.steps:
+        parts = {one.operator: one for one in step.operators}
+        assert set(parts) == {"embedding_bag", "interaction", "fc", "other", "between"}
+        assert sum(one.ms for one in step.operators) == pytest.approx(step.step.ms)
+        assert 0 < step.step.floor_ms <= step.step.ms
+        assert step.advice.operator in parts
+        assert f"{step.kind} of {step.batch_size}: {step.advice.sentence}" in text
+    assert any("all-to-all is not measured: it needs ranks" in note for note in result.notes)
+    assert all(found.rounds for found in result.measurements)
+    compared = fastdlrm("bench", "compare", out, out)
+    assert "gemm fp32" in compared
+    assert "embedding_bag" in compared
+
+
+LOOSE = ("--sla-ms", 500, "--max-lateness-ms", 2000, "--rows-scale", 0.001, "--workers", 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [("rmc1", "search"), pytest.param("ncf", "reference", marks=pytest.mark.slow)],
+)
+def test_latency_bounded(tmp_path, model, mode):
+    """On the project's server, as a process, with bags and without; which rate, a loaded machine
+    decides."""
+    out = tmp_path / "l.json"
+    # The reference's window of 64 at gaps of 20 ms is 1.3 s: 24 of them are long, one B of them.
+    sizes = "fixed:16" if mode == "search" else "fixed:2"
+    text = fastdlrm(
+        *("bench", "latency-bounded", "--model", model, "--quick", "--seconds", 0.3, *LOOSE),
+        *("--sizes", sizes, "--batches", 16, "--mode", mode, "--no-sweep", "--out", out),
+    )
+    found = read_result(out).latency_bounded
+    assert found.mode == mode
+    assert found.is_quick
+    assert found.tuned in [rung.rows for rung in found.rungs]
+    assert set(found.visited) == {rung.rows for rung in found.rungs}
+    assert "quick: short probes" in text
+    for rung in found.rungs:
+        assert len(rung.rates) == 1
+        if mode == "search":
+            best = max((p.rate for p in rung.probes if p.passed), default=0.0)
+            assert rung.rates[0] == best
+            assert all(p.passed or p.why for p in rung.probes)
+        else:
+            assert len(rung.updates[0]) == 24
+            assert 50 <= rung.rates[0] <= 1000
+    if mode == "search":
+        assert found.static == 16
+        assert f"static B {found.static}" in text
+
+
+def test_latency_bounded_needs_an_sla(tmp_path):
+    command = ("bench", "latency-bounded", "--model", "random", "--out", tmp_path / "o.json")
+    told = fastdlrm(*command, code=2)
+    assert told == "error: model 'random' has no sla_ms; give --sla-ms\n"

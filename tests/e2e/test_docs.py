@@ -37,6 +37,12 @@ def test_the_guide_to_large_data_runs(tmp_path):
     assert re.search(r"^train +[0-9,]+ rows", done.stdout, re.MULTILINE)
 
 
+def test_the_guide_to_the_model_runs(tmp_path):
+    done = run_bash("\n".join(guide_blocks("docs/guides/model.md")), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "num_cross_layers" in (tmp_path / "MODEL" / "manifest.json").read_text()
+
+
 def test_the_guide_to_exporting_runs(tmp_path):
     done = run_bash("\n".join(guide_blocks("docs/guides/export.md")), tmp_path)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -12,11 +13,15 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from fastdlrm.contracts.tensors import WireTensor
+from fastdlrm.contracts.wire import Infer
+from fastdlrm.serve.grpc_messages import METHODS, SERVICE
 from tests.builders import invoke
 from tests.e2e.serving import (
     MODEL,
@@ -30,6 +35,7 @@ from tests.e2e.serving import (
     served,
     workers_of,
 )
+from tests.grpc_client import outcome_of, request_of
 
 pytestmark = pytest.mark.xdist_group("serving")
 MAX_BODY_BYTES = 20 * 2**20
@@ -459,6 +465,62 @@ def test_sigterm_answers_what_is_under_way(exported, golden, tmp_path):
     assert {found.status for found in traffic.answers} == {200}
     assert answer.startswith(b"HTTP/1.1 200 "), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["outputs"]
+    assert server.events()[-1]["event"] == "stopped"
+
+
+def grpc_call(server: ServerProcess, stack: contextlib.ExitStack, kind: str, name: str) -> Any:
+    """A method of the service, called on a connection of its own; `kind` as unary_unary."""
+    channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}"))
+    method = METHODS[name]
+    return getattr(channel, kind)(
+        f"/{SERVICE}/{name}",
+        request_serializer=method.request.SerializeToString,
+        response_deserializer=method.response.FromString,
+    )
+
+
+def test_sigterm_answers_grpc_calls_under_way_and_refuses_others(exported, golden, tmp_path):
+    columns, scores = golden
+    inputs = {name: WireTensor.from_texts(values) for name, values in columns.items()}
+    request = request_of(Infer(inputs=inputs, model_name=MODEL))
+    flags = ("--workers", 1, "--set", "limits.default_timeout_ms=60000")
+    with (
+        served(exported.models, tmp_path / "log.jsonl", *flags) as server,
+        contextlib.ExitStack() as channels,
+    ):
+        sent: queue.Queue[Any] = queue.Queue()
+        stream = grpc_call(server, channels, "stream_stream", "ModelStreamInfer")(
+            iter(sent.get, None), timeout=60
+        )
+        sent.put(request)
+        answered = [next(stream).infer_response]  # the stream is under way
+        (worker,) = workers_of(server)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            infer = grpc_call(server, channels, "unary_unary", "ModelInfer")
+            waiting = infer.future(request, timeout=60)
+            until = time.monotonic() + 30
+            while server.metric("fastdlrm_stage_seconds_count", stage="parse") < 2:
+                assert time.monotonic() < until, "the call does not arrive"
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            server.event("draining")
+            live = METHODS["ServerLive"].request()
+            with pytest.raises(grpc.RpcError) as refused:
+                while time.monotonic() < until + 30:
+                    grpc_call(server, channels, "unary_unary", "ServerLive")(live, timeout=20)
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert not waiting.done()
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        answered.append(waiting.result())
+        sent.put(request)
+        answered.append(next(stream).infer_response)
+        sent.put(None)
+        assert list(stream) == []
+        assert server.process.wait(60) == 0
+    for answer in answered:
+        np.testing.assert_array_equal(outcome_of(answer).outputs["score"].values(), scores)
     assert server.events()[-1]["event"] == "stopped"
 
 

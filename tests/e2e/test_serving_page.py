@@ -108,6 +108,11 @@ def test_figures_move_under_load(page, server, exported, pictures):
         assert page.wait(f"{QPS} > 1 && {QPS}") > 1
         page.wait(f"{DRAWN}.length >= 4")
         page.wait("!document.querySelector('#stages').hidden")
+        stages = "[...document.querySelectorAll('#stage-keys .key')].map(e => e.innerText)"
+        shown = [text.split()[0] for text in page.value(stages)]
+        assert shown == ["parse", "queue", "hand-over", "encode", "compute", "respond"]
+        rest = page.value("document.querySelectorAll('#stack span')[2].style.width")
+        assert float(rest.removesuffix("%")) > 0
         time.sleep(busy_s)
         send(page, ".big")
         for dark in (False, True):

@@ -8,8 +8,10 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +21,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fastdlrm.contracts.delta import DELTAS, Delta, write_delta
+from fastdlrm.contracts.exported import ExportedManifest
+from fastdlrm.contracts.manifest import read_manifest
+from fastdlrm.errors import ExportError
 from tests.builders import fastdlrm, invoke, shared_data
 from tests.e2e.serving import ServerProcess, columns_body, rows_of, scores_of, served
 
@@ -162,7 +168,12 @@ def trained(request, tmp_path_factory) -> Trained:
 
 def offline(run: Path, rows: Path, out: Path) -> np.ndarray:
     """What `fastdlrm predict` says of raw rows."""
-    invoke("predict", "--run", run, "--input", rows, "--out", out)
+    return predicted(out, "--run", run, "--input", rows)
+
+
+def predicted(out: Path, *arguments: object) -> np.ndarray:
+    """The scores that `fastdlrm predict` writes."""
+    invoke("predict", *arguments, "--out", out)
     return pq.read_table(out).column("score").to_numpy()
 
 
@@ -260,6 +271,35 @@ def test_int8_differs_by_no_more_than_its_manifest_says(trained, answering):
     logits = [np.log(scores / (1 - scores)) for scores in (found, trained.scores.astype(float))]
     difference = np.abs(logits[0] - logits[1]).max()
     assert 0 < difference <= bound + 1e-5  # what float32 keeps of a probability
+
+
+def write_changes(folder: Path) -> int:
+    """Deltas that replace the frequent rows of every table; how many they are."""
+    manifest = read_manifest(folder, ExportedManifest, ExportError)
+    draw, dim = np.random.default_rng(5), manifest.config["model"]["embedding_dim"]
+    for number, table in enumerate(manifest.schema.tables, 1):
+        ids = np.arange(min(40, manifest.encoding.tables[table.name].num_embeddings))
+        rows = draw.normal(0, 0.3, (len(ids), dim)).astype(np.float32)
+        write_delta(folder / DELTAS, Delta(table.name, ids, rows, number, time.time()))
+    return len(manifest.schema.tables)
+
+
+@pytest.mark.parametrize("trained", [bags], indirect=True, ids=["bags"])
+def test_after_deltas_too(trained, tmp_path):
+    models = shutil.copytree(trained.models, tmp_path / "models")
+    rows, out = trained.models.parent / "rows.txt", tmp_path / "scores.parquet"
+    with served(models, tmp_path / "log.jsonl", "--set", "watch.every_s=0.05") as server:
+        for name in ("fp32", "int8"):
+            folder = models / name / "1"
+            before = predicted(out, "--model", folder, "--input", rows)
+            num_deltas = write_changes(folder)
+            server.event("delta_applied", count=num_deltas * (1 + (name == "int8")))
+            after = predicted(out, "--model", folder, "--input", rows)
+            assert (before != after).mean() > 0.9
+            found = asked(server, [columns_body(trained.columns)], name)
+            np.testing.assert_array_equal(found.view(np.int32), after.view(np.int32))
+            as_exported = predicted(out, "--model", folder, "--input", rows, "--no-deltas")
+            np.testing.assert_array_equal(as_exported.view(np.int32), before.view(np.int32))
 
 
 def test_what_predict_refuses_the_server_refuses(trained, answering, tmp_path):

@@ -1,6 +1,6 @@
 """Damage valid requests at random: what reads them raises RequestError or accepts a sound request.
 
-    python tests/fuzz/wire.py [seconds] [seed]
+    python -m tests.fuzz.wire [seconds] [seed]
 
 A request that is accepted must hold what its shapes say, and come back the same when it is written
 again. The end states how many inputs were tried, and how many of them were accepted.
@@ -36,12 +36,11 @@ from fastdlrm.serve.grpc_messages import (
     InferRequest,
     InferResponse,
     infer_of,
-    outcome_of,
     parse,
-    request_of,
     response_of,
 )
 from fastdlrm.serve.ranking import decode_rank, decode_score
+from tests.grpc_client import outcome_of, request_of
 
 TOKENS = [
     b"-1", b"0", b"1", b"2", b"3", b"127", b"128", b"256", b"4294967295", b"9223372036854775807",

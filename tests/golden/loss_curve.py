@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import DotInteraction, Vectors
 from fastdlrm.model.mlp import build_mlp
 
 GOLDEN = Path(__file__).with_name("loss_curve.json")
@@ -34,10 +35,10 @@ def make_model() -> DLRM:
     random = np.random.RandomState(0)
     tables = EmbeddingTables(ROWS, list(ROWS), embedding_dim=D)
     generator = torch.Generator()
-    vectors = len(ROWS) + 1
     bottom = build_mlp(N, BOTTOM, generator=generator)
-    width = D + vectors * (vectors - 1) // 2
-    model = DLRM(tables, bottom, build_mlp(width, TOP, out_features=1, generator=generator))
+    dot = DotInteraction(Vectors(len(ROWS), D, True))
+    top = build_mlp(dot.width, TOP, out_features=1, generator=generator)
+    model = DLRM(tables, bottom, dot, top)
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.3 if parameter is tables.weight else parameter.shape[-1] ** -0.5

@@ -27,7 +27,8 @@ from fastdlrm.contracts.wire import (
     read_header_length,
 )
 from fastdlrm.errors import RequestError
-from fastdlrm.serve.grpc_messages import InferRequest, infer_of, parse, request_of
+from fastdlrm.serve.grpc_messages import InferRequest, infer_of, parse
+from tests.grpc_client import request_of
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)

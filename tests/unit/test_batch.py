@@ -248,3 +248,24 @@ def test_a_pinned_buffer_goes_to_the_gpu_and_back() -> None:
     assert_equal(pinned.to("cuda", non_blocking=True).to("cpu"), batch)
     static.buffer.copy_(pinned.buffer, non_blocking=True)
     assert_equal(static.to("cpu"), batch)
+
+
+@pytest.mark.parametrize("has_buffer", [True, False])
+def test_memory_for_another_batch_of_the_same_shape(has_buffer: bool) -> None:
+    lengths = torch.tensor([1, 0, 2, 1], dtype=torch.int32)
+    sparse = SparseBatch(
+        ids=torch.arange(4, dtype=torch.int32), lengths=lengths, weights=None, num_features=2
+    )
+    bags = Batch(dense=torch.ones(2, 3), sparse=sparse, labels=torch.ones(2))
+    batch = Batch.allocate(2, 3, 2) if has_buffer else bags
+    other = batch.empty_like("cpu")
+    for one, made in (
+        (batch.dense, other.dense),
+        (batch.labels, other.labels),
+        (batch.sparse.ids, other.sparse.ids),
+    ):
+        assert (one.shape, one.dtype) == (made.shape, made.dtype)
+        assert one.data_ptr() != made.data_ptr()
+    assert (other.buffer is not None) == has_buffer
+    assert (other.sparse.lengths is None) == has_buffer
+    assert other.sparse.weights is None

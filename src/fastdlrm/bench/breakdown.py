@@ -52,7 +52,7 @@ def breakdown(
         ms_a_step by class, and `top`: [name, class, ms a step, calls a step] of the largest.
     """
     step(0)
-    with profile(activities=_activities(device)) as profiler:
+    with profile(activities=_activities(device), acc_events=True) as profiler:
         for k in range(steps):
             step(k)
         if device.type == "cuda":
@@ -85,7 +85,7 @@ def class_times(
         By class, and "other", the milliseconds of each step.
     """
     step(0)
-    with profile(activities=_activities(device)) as profiler:
+    with profile(activities=_activities(device), acc_events=True) as profiler:
         for k in range(steps):
             with record_function(MARK):
                 step(k)

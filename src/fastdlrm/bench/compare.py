@@ -13,16 +13,13 @@ import msgspec
 
 from fastdlrm.bench.measure import block_of, median, values_of
 from fastdlrm.contracts.bench_result import BenchResult, Measurement
-from fastdlrm.contracts.host import Fact, Fingerprint
 from fastdlrm.errors import DataError
+from fastdlrm.report.provenance import BUSY_LOAD, differences
 from fastdlrm.stats import bootstrap_ratio_interval
 
 Verdict = Literal["faster", "slower", "no difference"]
 NOISE = 0.02
 """Least difference that counts unless another is given."""
-
-BUSY_LOAD = 0.5
-"""Load average from which a machine counts as shared."""
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,16 +124,6 @@ def verdict(low: float, high: float, ratio: float, noise: float) -> Verdict:
     return "faster" if ratio < 1 else "slower"
 
 
-def differences(results: Sequence[BenchResult]) -> dict[str, tuple[str, ...]]:
-    """What is not the same in all results."""
-    described = [_described(result) for result in results]
-    return {
-        name: tuple(each[name] for each in described)
-        for name in described[0]
-        if len({each[name] for each in described}) > 1
-    }
-
-
 def _require_same(first_path: Path, first: BenchResult, path: Path, result: BenchResult) -> None:
     wanted = (first.benchmark, first.model, first.rows_scale)
     found = (result.benchmark, result.model, result.rows_scale)
@@ -162,13 +149,14 @@ def _row(group: Sequence[Measurement], noise: float) -> Row:
         low, high = bootstrap_ratio_interval(
             values_of(other.rounds), values_of(group[0].rounds), median, blocks=blocks
         )
+        said = verdict(low, high, ratio, noise)
         ratios.append(
             Ratio(
                 result=place,
                 ratio=ratio,
                 low=low,
                 high=high,
-                verdict=verdict(low, high, ratio, noise),
+                verdict=_of_rate(said) if group[0].unit.endswith("/s") else said,
             )
         )
     return Row(
@@ -179,31 +167,10 @@ def _row(group: Sequence[Measurement], noise: float) -> Row:
     )
 
 
-def _described(result: BenchResult) -> dict[str, str]:
-    host, train = result.host, result.config.get("train", {})
-    return {
-        "processor": _said(host.host.cpu_model),
-        "cores": _said(host.host.num_usable_cores),
-        "threads": str(host.num_threads),
-        "smt": _said(host.smt),
-        "governor": _said(host.governor),
-        "GPU": ", ".join(gpu.name for gpu in host.host.gpus) or "none",
-        "device": result.device,
-        "precision": str(train.get("precision")),
-        "tables": str(train.get("table_dtype")),
-        "float32 products": result.matmul,
-        "commit": result.commit or "unknown",
-        "versions": _versions(host),
-        "effort": msgspec.json.encode(result.effort).decode(),
-    }
-
-
-def _versions(host: Fingerprint) -> str:
-    return ", ".join(f"{name} {version}" for name, version in host.versions.items())
-
-
-def _said(fact: Fact) -> str:
-    return fact.reason if fact.value is None else str(fact.value)
+def _of_rate(said: Verdict) -> Verdict:
+    """A verdict on times as one on rates, of which more is faster."""
+    swapped: dict[Verdict, Verdict] = {"faster": "slower", "slower": "faster"}
+    return swapped.get(said, said)
 
 
 def _name(key: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ the batch, U different rows among them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 ID_BYTES = 4
 
@@ -21,6 +22,8 @@ class Work:
 
     flop: float
     num_bytes: float
+    gathered_bytes: float = 0.0
+    """Of `num_bytes`, rows of tables at places that ids name, and those ids."""
 
     @property
     def intensity(self) -> float:
@@ -37,7 +40,11 @@ class ModelShape:
         top: Widths of the top MLP, the interaction's result first, 1 last.
         num_sparse: F.
         dim: D.
-        pairs: Products of two vectors that the interaction makes; 0 where it only joins them.
+        joint_layers: Inputs and outputs of each linear layer within the interaction.
+        num_products: Multiplications, each with an addition, of the interaction outside its layers;
+            0 where it only joins vectors.
+        num_joint_moved: Numbers a sample that the interaction reads and writes beside the vectors
+            and its result.
         element_bytes: Of activations and of the MLPs' weights.
         row_element_bytes: Of a number of a table.
     """
@@ -46,9 +53,58 @@ class ModelShape:
     top: tuple[int, ...]
     num_sparse: int
     dim: int
-    pairs: int
+    num_products: int
+    joint_layers: tuple[tuple[int, int], ...] = ()
+    num_joint_moved: int = 0
     element_bytes: int = 4
     row_element_bytes: int = 4
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of a table."""
+        return self.dim * self.row_element_bytes
+
+
+class Product(NamedTuple):
+    """A product of matrices (M, K) and (K, N) that a linear layer asks for.
+
+    Attributes:
+        kind: "forward", "weight gradient" or "input gradient".
+        m: Rows of the result.
+        k: Numbers that each number of the result sums over.
+        n: Columns of the result.
+    """
+
+    kind: str
+    m: int
+    k: int
+    n: int
+
+    @property
+    def flop(self) -> float:
+        """2 M K N."""
+        return 2.0 * self.m * self.k * self.n
+
+    @property
+    def num_numbers(self) -> int:
+        """Read and written, the bias or its gradient with them."""
+        bias = {"forward": self.n, "weight gradient": self.m, "input gradient": 0}
+        return self.m * self.k + self.k * self.n + self.m * self.n + bias[self.kind]
+
+
+def forward_products(shape: ModelShape, batch_size: int) -> list[Product]:
+    """Of a forward pass, one a layer."""
+    return [Product("forward", batch_size, k, n) for k, n in _layers(shape)]
+
+
+def training_products(shape: ModelShape, batch_size: int) -> list[Product]:
+    """Of a train step; the bottom MLP's input takes no gradient."""
+    found = forward_products(shape, batch_size)
+    for place, (k, n) in enumerate(_layers(shape)):
+        found.append(Product("weight gradient", n, batch_size, k))
+        if place or not shape.bottom:
+            found.append(Product("input gradient", batch_size, n, k))
+    return found
 
 
 def forward_work(shape: ModelShape, batch_size: int, num_ids: float) -> dict[str, Work]:
@@ -63,22 +119,20 @@ def forward_work(shape: ModelShape, batch_size: int, num_ids: float) -> dict[str
         By operator class: fc, embedding_bag and interaction.
     """
     B, D, size = batch_size, shape.dim, shape.element_bytes
-    layers = _layers(shape)
     vectors = shape.num_sparse + bool(shape.bottom)
-    row_bytes = D * shape.row_element_bytes
+    gathered = num_ids * (shape.row_bytes + ID_BYTES)
     # of tables alone, vectors that are only joined lie side by side already
-    is_joined = shape.pairs > 0 or bool(shape.bottom)
-    moved = size * B * (vectors * D + shape.top[0]) if is_joined else 0
+    is_joined = shape.num_products > 0 or bool(shape.bottom)
+    numbers = vectors * D + shape.top[0] + shape.num_joint_moved
+    moved = size * B * numbers if is_joined else 0
     return {
-        "fc": Work(
-            sum(2.0 * B * k * n for k, n in layers),
-            size * sum(B * k + k * n + n + B * n for k, n in layers),
-        ),
+        "fc": _fc_work(forward_products(shape, B), size),
         "embedding_bag": Work(
             num_ids * D,
-            num_ids * (row_bytes + ID_BYTES) + B * shape.num_sparse * D * size,
+            gathered + B * shape.num_sparse * D * size,
+            gathered,
         ),
-        "interaction": Work(2.0 * B * shape.pairs * D, moved),
+        "interaction": Work(2.0 * B * shape.num_products, moved),
     }
 
 
@@ -99,25 +153,16 @@ def training_work(
     """
     B, D, size = batch_size, shape.dim, shape.element_bytes
     before = forward_work(shape, batch_size, num_ids)
-    flop, num_bytes = before["fc"].flop, before["fc"].num_bytes
-    for place, (k, n) in enumerate(_layers(shape)):
-        flop += 2.0 * B * k * n  # of the weights
-        num_bytes += size * (B * k + B * n + k * n + n)
-        if place or not shape.bottom:
-            flop += 2.0 * B * k * n  # of the input
-            num_bytes += size * (B * n + k * n + B * k)
-    bags, row_bytes = before["embedding_bag"], D * shape.row_element_bytes
+    bags, updated = before["embedding_bag"], 2.0 * num_rows * shape.row_bytes
     joined = before["interaction"]
     vectors = shape.num_sparse + bool(shape.bottom)
-    reads = vectors * D if shape.pairs else 0  # the other vector of each product
+    reads = vectors * D if shape.num_products else 0  # the other factor of each product
     return {
-        "fc": Work(flop, num_bytes),
+        "fc": _fc_work(training_products(shape, B), size),
         "embedding_bag": Work(
             bags.flop + num_ids * D + 2.0 * num_rows * D,
-            bags.num_bytes
-            + B * shape.num_sparse * D * size
-            + num_ids * ID_BYTES
-            + 2.0 * num_rows * row_bytes,
+            bags.num_bytes + B * shape.num_sparse * D * size + num_ids * ID_BYTES + updated,
+            bags.gathered_bytes + updated,
         ),
         "interaction": Work(
             3.0 * joined.flop,
@@ -126,11 +171,12 @@ def training_work(
     }
 
 
-def num_pairs(num_vectors: int, include_diagonal: bool = False) -> int:
-    """P: pairs of V vectors."""
-    return num_vectors * (num_vectors + (1 if include_diagonal else -1)) // 2
+def _fc_work(products: Sequence[Product], element_bytes: int) -> Work:
+    """Of linear layers."""
+    numbers = sum(product.num_numbers for product in products)
+    return Work(sum(product.flop for product in products), element_bytes * numbers)
 
 
 def _layers(shape: ModelShape) -> Sequence[tuple[int, int]]:
     """Inputs and outputs of each linear layer, in data-flow order."""
-    return [*pairwise(shape.bottom), *pairwise(shape.top)]
+    return [*pairwise(shape.bottom), *shape.joint_layers, *pairwise(shape.top)]

@@ -81,6 +81,8 @@ def summarise(rounds: Rounds) -> Summary:
         high=high,
         p95=percentile(values, 95) if len(values) >= 20 else None,
         p99=percentile(values, 99) if len(values) >= 100 else None,
+        mean=float(values.mean()),
+        p5=percentile(values, 5) if len(values) >= 20 else None,
     )
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, R rows of a table, D embedding dim.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 import torch
@@ -17,6 +18,7 @@ from fastdlrm.data.random import RandomBatches, RandomShape
 from fastdlrm.data.random_dataset import random_encoding
 from fastdlrm.errors import ConfigError
 from fastdlrm.kernels.cpu.matmul import apply, calibrate
+from fastdlrm.kernels.registry import Way
 from fastdlrm.model.build import build_dlrm, require_fit
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.topology import free_host_bytes
@@ -32,7 +34,6 @@ NUM_BATCHES = 16
 TABLE_SHARE = 0.8
 """Of the free memory that tables may take."""
 
-_ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,12 +95,20 @@ class BenchModel:
         return torch.bfloat16 if self.recipe.train.precision == "bf16" else torch.float32
 
     @property
+    def table_dtype(self) -> torch.dtype:
+        """Of the rows of tables."""
+        return _TABLE_DTYPES[self.recipe.train.table_dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of a table."""
+        return self.recipe.model.embedding_dim * self.table_dtype.itemsize
+
+    @property
     def table_bytes(self) -> int:
         """Of all tables."""
         encoding = random_encoding(self.schema)
-        rows = sum(table.num_embeddings for table in encoding.tables.values())
-        train = self.recipe.train
-        return rows * self.recipe.model.embedding_dim * _ELEMENT_BYTES[train.table_dtype]
+        return self.row_bytes * sum(table.num_embeddings for table in encoding.tables.values())
 
     def build(self) -> DLRM:
         """The model, with drawn weights.
@@ -107,36 +116,41 @@ class BenchModel:
         Raises:
             ConfigError: Its tables do not fit the device's free memory.
         """
-        require_memory(self.table_bytes, _free_bytes(self.device), self.rows_scale)
+        require_memory(self.table_bytes, free_bytes(self.device), self.rows_scale)
         return build_dlrm(
             self.recipe.model,
             self.schema,
             random_encoding(self.schema),
             self.recipe.seed,
-            table_dtype=_TABLE_DTYPES[self.recipe.train.table_dtype],
+            table_dtype=self.table_dtype,
             device=self.device,
         )
 
-    def batches(self, batch_size: int, count: int = NUM_BATCHES) -> list[Batch]:
+    def batches(self, batch_size: int, count: int = NUM_BATCHES, job: int = 0) -> list[Batch]:
         """Random batches on the device.
 
         Args:
             batch_size: B.
             count: How many.
+            job: Of several at once; each has numbers of its own.
         """
         drawn = RandomBatches(
             shape=self.shape,
             batch_size=batch_size,
             seed=self.recipe.seed,
-            split=f"bench {batch_size}",
+            split=f"bench {batch_size}" + (f" job {job}" if job else ""),
             device=self.device,
         )
         return [drawn[index] for index in range(count)]
 
-    def settle_products(self) -> str:
-        """Compute float32 products as `train` would choose to, and say how."""
+    def settle_products(self, found: str | None = None) -> str:
+        """Compute float32 products as `train` would choose to, and say how.
+
+        Args:
+            found: What another process found here.
+        """
         if self.device.type == "cpu":
-            return apply(calibrate().way)
+            return apply(calibrate().way if found is None else cast(Way, found))
         precision = "high" if self.recipe.train.precision == "tf32" else "highest"
         torch.set_float32_matmul_precision(precision)
         return self.recipe.train.precision
@@ -162,13 +176,14 @@ def scaled_rows(rows: int, rows_scale: float) -> int:
     return max(MIN_ROWS, math.ceil(rows * rows_scale)) if rows and rows_scale != 1 else rows
 
 
-def require_memory(needed: int, free: int | None, rows_scale: float) -> None:
+def require_memory(needed: int, free: int | None, rows_scale: float, what: str = "tables") -> None:
     """Refuse tables that do not fit.
 
     Args:
         needed: Their bytes.
         free: Of the device; None where that is not known.
         rows_scale: That made them so large.
+        what: They are, in words.
 
     Raises:
         ConfigError: They do not fit.
@@ -179,11 +194,12 @@ def require_memory(needed: int, free: int | None, rows_scale: float) -> None:
     digits = 10.0 ** (math.floor(math.log10(fits)) - 1)
     fits = math.floor(fits / digits) * digits
     raise ConfigError(
-        f"tables take {needed / 2**30:.2f} GiB at rows_scale {rows_scale:g}, of "
+        f"{what} take {needed / 2**30:.2f} GiB at rows_scale {rows_scale:g}, of "
         f"{free / 2**30:.2f} GiB free memory {TABLE_SHARE:.0%} may be used; "
         f"give --rows-scale {fits:.2g} or less"
     )
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free; None where that is not known."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()

@@ -23,7 +23,6 @@ from fastdlrm.bench.counting import (
     ModelShape,
     Work,
     forward_work,
-    num_pairs,
     training_work,
 )
 from fastdlrm.bench.measure import Timed, measure, wait
@@ -31,7 +30,7 @@ from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.result import measurement, result_of, start
 from fastdlrm.contracts.bench_result import BenchResult, Effort, Measurement
 from fastdlrm.contracts.host import Fact
-from fastdlrm.model.build import interaction_width
+from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.step import TrainStep
@@ -89,6 +88,11 @@ OPERATOR_CLASSES: Classes = (
 )
 """The first class one of whose words is in an operator's name has its time."""
 
+NOTES = (
+    "shares of the time are torch's profiler's: of operators on the CPU, of kernels on a GPU",
+    "flop and num_bytes are counted from the shapes; training counts the tables' update as SGD",
+)
+
 CLASS_NAMES = (*(name for name, _ in OPERATOR_CLASSES), "other")
 
 
@@ -117,16 +121,7 @@ def bench_operators(
         ConfigError: The tables do not fit, or the model does not train so.
     """
     started, matmul = start(), model.settle_products()
-    built, measurements = model.build(), []
-    for kind in passes:
-        cases = [_case(model, built, kind, size) for size in batch_sizes]
-        timed = measure([case.call for case in cases], model.device, effort)
-        for case, found in zip(cases, timed, strict=True):
-            measurements += _measurements(case, found, model.device, effort)
-    notes = [
-        "shares of the time are torch's profiler's: of operators on the CPU, of kernels on a GPU",
-        "flop and num_bytes are counted from the shapes; training counts the tables' update as SGD",
-    ]
+    measurements = measure_steps(model, model.build(), batch_sizes, passes, effort)
     return result_of(
         "operators",
         model,
@@ -135,24 +130,52 @@ def bench_operators(
         effort=effort,
         settings={"batch_sizes": list(batch_sizes), "passes": list(passes)},
         measurements=measurements,
-        notes=notes,
+        notes=NOTES,
     )
+
+
+def measure_steps(
+    model: BenchModel,
+    built: DLRM,
+    batch_sizes: Sequence[int],
+    passes: Sequence[str],
+    effort: Effort,
+) -> list[Measurement]:
+    """Each step as a whole (operator "step"), then each operator class of it.
+
+    Args:
+        model: What is measured.
+        built: Made of it; training changes its weights.
+        batch_sizes: B, each at least 1.
+        passes: "inference", "training".
+        effort: How long.
+
+    Raises:
+        ConfigError: The model does not train so.
+    """
+    found = []
+    for kind in passes:
+        cases = [_case(model, built, kind, size) for size in batch_sizes]
+        times = measure([case.call for case in cases], model.device, effort)
+        for case, timed in zip(cases, times, strict=True):
+            found += _measurements(case, timed, model.device, effort)
+    return found
 
 
 def model_shape(model: BenchModel) -> ModelShape:
     """What FLOPs and bytes are counted from."""
     config, schema = model.recipe.model, model.schema
-    has_dense, num_sparse = bool(schema.dense), len(schema.sparse)
-    vectors = num_sparse + has_dense
-    joined = interaction_width(config, vectors, has_dense=has_dense)
-    is_dot = config.interaction == "dot"
+    interaction = undrawn_interaction(config, schema)
+    cost = interaction.cost()
     table_dtype = model.recipe.train.table_dtype
     return ModelShape(
-        bottom=(len(schema.dense), *config.bottom_mlp) if has_dense else (),
-        top=(joined, *config.top_mlp, 1),
-        num_sparse=num_sparse,
+        bottom=(len(schema.dense), *config.bottom_mlp) if schema.dense else (),
+        top=(interaction.width, *config.top_mlp, 1),
+        num_sparse=len(schema.sparse),
         dim=config.embedding_dim,
-        pairs=num_pairs(vectors, config.include_diagonal) if is_dot else 0,
+        joint_layers=cost.layers,
+        num_products=cost.num_products,
+        num_joint_moved=cost.num_moved,
         element_bytes=model.dtype.itemsize,
         row_element_bytes=4 if table_dtype == "fp32" else 2,
     )
@@ -214,6 +237,7 @@ def _measurements(
             whole,
             flop=sum(work.flop for work in total),
             num_bytes=sum(work.num_bytes for work in total),
+            gathered_bytes=sum(work.gathered_bytes for work in total),
             counters=_counters(case, device, calls),
         )
     ]
@@ -230,6 +254,7 @@ def _measurements(
                 one,
                 flop=work and work.flop,
                 num_bytes=work and work.num_bytes,
+                gathered_bytes=work and work.gathered_bytes,
             )
         )
     return found

@@ -1,5 +1,7 @@
 """`fastdlrm bench`: characterise inference and training on this machine."""
 
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,7 +9,10 @@ import msgspec
 import typer
 
 from fastdlrm.cli.bench_text import comparison_lines, result_lines
+from fastdlrm.cli.colocate_text import colocate_lines
+from fastdlrm.cli.launch import launch_again
 from fastdlrm.cli.options import Json, Overrides
+from fastdlrm.cli.roofline_text import roofline_lines
 from fastdlrm.contracts.bench_result import BenchResult, Effort, read_result, write_result
 from fastdlrm.errors import ConfigError
 
@@ -65,7 +70,7 @@ def batch(
 
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
+    finish(bench_batch(loaded, sizes, effort(quick, seconds)), out, json)
 
 
 @app.command("operators")
@@ -96,7 +101,100 @@ def operators(
     sizes = batch_sizes(batches, QUICK_BATCHES if quick else _joined(BATCH_SIZES))
     kinds = pass_names(passes)
     loaded = _load(model, rows_scale, device, threads, overrides)
-    _finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
+    finish(bench_operators(loaded, sizes, kinds, effort(quick, seconds)), out, json)
+
+
+@app.command("roofline")
+def roofline(
+    model: Model,
+    out: Out,
+    batches: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes, 1 added; 64,1024, with --quick 256."),
+    ] = None,
+    passes: Annotated[
+        str, typer.Option(help="inference, training, or both with a comma.")
+    ] = "inference,training",
+    rows_scale: RowsScale = 1.0,
+    device: Device = "auto",
+    threads: Threads = 0,
+    ranks: Annotated[
+        int, typer.Option(help="Between which all-to-all is measured, on this machine.", min=1)
+    ] = 1,
+    quick: Quick = False,
+    seconds: Seconds = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """How far a model is from what this machine can do, and what would help it most.
+
+    fastdlrm bench roofline --model rmc2 --rows-scale 0.1 --out RMC2.json
+    """
+    from fastdlrm.bench.ceilings import measure_exchange
+    from fastdlrm.bench.roofline import BATCH_SIZES, bench_roofline
+    from fastdlrm.parallel.world import World
+
+    sizes = batch_sizes(batches, "256" if quick else _joined(BATCH_SIZES))
+    kinds = pass_names(passes)
+    loaded = _load(model, rows_scale, device, threads, overrides)
+    taken = effort(quick, seconds)
+    world = World.of_environment(loaded.device)
+    if world.size == 1 < ranks:
+        launch_again(sys.argv[1:], ranks)
+        return
+    exchange = measure_exchange(world, loaded.device)
+    if world.is_first:
+        found = bench_roofline(loaded, sizes, kinds, taken, exchange)
+        finish(found, out, json, roofline_lines)
+
+
+@app.command("colocate")
+def colocate(
+    model: Model,
+    out: Out,
+    copies: Annotated[
+        str | None,
+        typer.Option(help="Copies at once: 1,2,4; up to twice the cores, on two or one up to 8."),
+    ] = None,
+    partner: Annotated[
+        str | None, typer.Option("--with", help="Preset of which half of the copies are, besides.")
+    ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(help="private: a copy has its own; shared: all map the same; both."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch size of each copy.", min=1)] = 32,
+    sla_ms: Annotated[
+        float | None, typer.Option(help="Of p99; the preset's sla_ms, where it has one.")
+    ] = None,
+    rows_scale: RowsScale = 1.0,
+    device: Device = "auto",
+    quick: Quick = False,
+    seconds: Seconds = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Copies of a model on one machine, a process a core: latency and throughput of their number.
+
+    fastdlrm bench colocate --model rmc1 --rows-scale 0.1 --copies 1,2,4 --out RMC1.json
+    """
+    from fastdlrm.bench.colocate import bench_colocate
+    from fastdlrm.bench.colocation import Asked
+    from fastdlrm.bench.cores import default_copies
+
+    loaded = _load(model, rows_scale, device, 1, overrides)
+    if tables is None:
+        tables = "both" if loaded.device.type == "cpu" else "private"
+    if sla_ms is not None and not sla_ms > 0:
+        raise ConfigError(f"--sla-ms {sla_ms:g}: above 0 is allowed")
+    asked = Asked(
+        copies=tuple(sorted(batch_sizes(copies, _joined(default_copies(quick)), "--copies"))),
+        batch_size=batch,
+        tables=table_kinds(tables),
+        sla_ms=sla_ms,
+        partner=_load(partner, rows_scale, device, 1, overrides) if partner else None,
+    )
+    finish(bench_colocate(loaded, asked, effort(quick, seconds)), out, json, colocate_lines)
 
 
 @app.command("compare")
@@ -137,8 +235,8 @@ def pass_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def batch_sizes(text: str | None, default: str) -> tuple[int, ...]:
-    """Batch sizes of "1,4,16".
+def batch_sizes(text: str | None, default: str, option: str = "--batches") -> tuple[int, ...]:
+    """Batch sizes, or other numbers, of "1,4,16".
 
     Raises:
         ConfigError: Not whole numbers of 1 or more, each named once.
@@ -146,8 +244,20 @@ def batch_sizes(text: str | None, default: str) -> tuple[int, ...]:
     words = [word.strip() for word in (text or default).split(",")]
     sizes = [int(word) if word.isdecimal() else 0 for word in words]
     if min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise ConfigError(f"--batches {text!r}: different whole numbers from 1 are allowed: 1,4,16")
+        raise ConfigError(f"{option} {text!r}: different whole numbers from 1 are allowed: 1,4,16")
     return tuple(sizes)
+
+
+def table_kinds(text: str) -> tuple[str, ...]:
+    """Kinds of tables that "private", "shared" or "both" names.
+
+    Raises:
+        ConfigError: Another word.
+    """
+    kinds = {"private": ("private",), "shared": ("shared",), "both": ("private", "shared")}
+    if text not in kinds:
+        raise ConfigError(f"--tables {text!r}: private, shared or both is allowed")
+    return kinds[text]
 
 
 def effort(quick: bool, seconds: float | None) -> Effort:
@@ -180,11 +290,17 @@ def _load(
     return BenchModel.load(model, rows_scale=rows_scale, device=device, overrides=overrides or ())
 
 
-def _finish(result: BenchResult, out: Path, json: bool) -> None:
+def finish(
+    result: BenchResult,
+    out: Path,
+    json: bool,
+    lines: Callable[[BenchResult], Iterator[str]] = result_lines,
+) -> None:
+    """Write a result and print it."""
     write_result(out, result)
     if json:
         typer.echo(msgspec.json.encode(result).decode())
         return
-    for line in result_lines(result):
+    for line in lines(result):
         typer.echo(line)
     typer.echo(f"written to {out}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastdlrm.contracts.bench_result import BenchResult, Measurement
 from fastdlrm.contracts.host import Fingerprint
+from fastdlrm.report.bench_operators import counters, intensity, shares, steps
 
 if TYPE_CHECKING:
     from fastdlrm.bench.compare import Comparison, Row
@@ -12,16 +13,21 @@ if TYPE_CHECKING:
 
 def result_lines(result: BenchResult) -> Iterator[str]:
     """A result: what was run, where, and a table of its measurements."""
-    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
-    yield f"host   {host_text(result.host)}"
-    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
-    yield ""
+    yield from heading(result)
     if result.benchmark == "operators":
         yield from operator_lines(result.measurements)
     else:
         yield from table([*result.measurements[0].key, *COLUMNS], map(row, result.measurements))
     for note in result.notes:
         yield f"note   {note}"
+
+
+def heading(result: BenchResult) -> Iterator[str]:
+    """What was run, and where."""
+    yield f"{result.benchmark}  {result.model}, rows_scale {result.rows_scale:g}, {result.device}"
+    yield f"host   {host_text(result.host)}"
+    yield f"float32 products: {result.matmul}; {result.host.num_threads} threads"
+    yield ""
 
 
 COLUMNS = ("median ms", "95 % interval", "p95", "p99", "samples/s", "n", "stopped by")
@@ -45,27 +51,17 @@ def row(found: Measurement) -> list[str]:
 
 def operator_lines(measurements: Sequence[Measurement]) -> Iterator[str]:
     """Shares of the profiled time and what the shapes say, a step a row; then the counters."""
-    steps: dict[tuple[str, str], dict[str, Measurement]] = {}
-    for found in measurements:
-        key = found.key["pass"], found.key["batch_size"]
-        steps.setdefault(key, {})[found.key["operator"]] = found
-    names = [name for name in next(iter(steps.values())) if name != "step"]
+    found = steps(measurements)
+    names = [name for name in next(iter(found.values())) if name != "step"]
     counted = [name for name in names if name != "other"]
     columns = ["pass", "batch_size", "step ms", *(f"{name} %" for name in names)]
     columns += [f"{name} FLOP/byte" for name in counted] + ["GFLOP/s", "GB/s"]
-    yield from table(columns, (_step_row(*step, names, counted) for step in steps.items()))
-    for (kind, size), step in steps.items():
-        facts = step["step"].counters
-        values = [f"{name} {x.value:.4g}" for name, x in facts.items() if x.value is not None]
-        reasons = dict.fromkeys(fact.reason for fact in facts.values() if fact.value is None)
-        for text in filter(None, ["  ".join(values), *reasons]):
+    yield from table(columns, (_step_row(*step, names, counted) for step in found.items()))
+    for (kind, size), step in found.items():
+        values, reasons = counters(step)
+        said = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        for text in filter(None, [said, *reasons]):
             yield f"counters, {kind} of {size}: {text}"
-
-
-def shares(step: dict[str, Measurement], names: Sequence[str]) -> list[float]:
-    """Of the profiled time, by operator class."""
-    times = [step[name].summary.median for name in names]
-    return [time / sum(times) if sum(times) else 0.0 for time in times]
 
 
 def _step_row(
@@ -80,14 +76,10 @@ def _step_row(
         *key,
         f"{whole.summary.median:.4g}",
         *(f"{share:.1%}".removesuffix("%") for share in shares(step, names)),
-        *(f"{_intensity(step[name]):.3g}" for name in counted),
+        *(f"{intensity(step[name]):.3g}" for name in counted),
         f"{(whole.flop or 0) / seconds / 1e9:.4g}",
         f"{(whole.num_bytes or 0) / seconds / 1e9:.4g}",
     ]
-
-
-def _intensity(found: Measurement) -> float:
-    return (found.flop or 0.0) / found.num_bytes if found.num_bytes else 0.0
 
 
 def comparison_lines(found: "Comparison") -> Iterator[str]:
@@ -100,10 +92,11 @@ def comparison_lines(found: "Comparison") -> Iterator[str]:
         said = zip(letters, values, strict=True)
         yield f"{name}: " + "; ".join(f"{letter} {value}" for letter, value in said)
     yield ""
-    columns = [*found.rows[0].key, *(f"{letter} {found.rows[0].unit}" for letter in letters)]
+    names = list(dict.fromkeys(name for row in found.rows for name in row.key))
+    columns = [*names, *(f"{letter} {found.rows[0].unit}" for letter in letters)]
     for letter in letters[1:]:
         columns += [f"{letter}/A", "95 % interval", f"{letter} is"]
-    yield from table(columns, map(_comparison_row, found.rows))
+    yield from table(columns, (_comparison_row(row, names) for row in found.rows))
     yield f"differences up to {found.noise:.3g} of the time, or within the interval, count as none"
     for warning in found.warnings:
         yield f"warning  {warning}"
@@ -111,8 +104,11 @@ def comparison_lines(found: "Comparison") -> Iterator[str]:
         yield f"not in all, or too short to compare: {'; '.join(found.left_out)}"
 
 
-def _comparison_row(row: "Row") -> list[str]:
-    cells = [*row.key.values(), *(f"{median:.4g}" for median in row.medians)]
+def _comparison_row(row: "Row", names: Sequence[str]) -> list[str]:
+    cells = [
+        *(row.key.get(name, "") for name in names),
+        *(f"{median:.4g}" for median in row.medians),
+    ]
     for ratio in row.ratios:
         interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
         cells += [f"{ratio.ratio:.3f}", interval, ratio.verdict]

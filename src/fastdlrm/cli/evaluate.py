@@ -13,18 +13,30 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Dataset folder the run was trained on.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     checkpoint: CheckpointName = "best",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write, for `fastdlrm report`.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure a run's model on a split: AUC, log loss, normalised entropy, calibration.
 
     fastdlrm eval --run RUN --data DATA --split test --json
     """
+    from datetime import UTC, datetime
+
+    from fastdlrm import __version__
+    from fastdlrm.contracts.manifest import CheckpointManifest, read_manifest, source_commit
     from fastdlrm.data.dataset import Dataset
-    from fastdlrm.train.device import scoring_device
+    from fastdlrm.metrics.eval_result import EvalResult, check_output, write_eval_result
+    from fastdlrm.metrics.values import SCALARS
+    from fastdlrm.train.device import device_name, scoring_device
     from fastdlrm.train.evaluate import evaluate as measure
     from fastdlrm.train.matmul import use
     from fastdlrm.train.run import Run
 
+    if out is not None:
+        check_output(out)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     opened = Run.open(run)
     dataset = Dataset.open(data)
     opened.require_same_encoding(dataset)
@@ -33,18 +45,19 @@ def evaluate(
     use(run, device)
     model = opened.load_model(checkpoint).to(device)
     values = measure(model, dataset.split(split), config.eval_batch_size, device)
-    emit(
-        values,
-        json,
-        lambda: {
-            "auc": values.auc,
-            "log_loss": values.log_loss,
-            "ne": values.ne,
-            "calibration": values.calibration,
-            "ece": values.ece,
-            "accuracy": values.accuracy,
-            "pr_auc": values.pr_auc,
-            "num_samples": values.num_samples,
-            "num_positives": values.num_positives,
-        },
-    )
+    if out is not None:
+        result = EvalResult(
+            created_by=__version__,
+            commit=source_commit(),
+            started=started,
+            run=str(run),
+            step=read_manifest(opened.checkpoint_folder(checkpoint), CheckpointManifest).step,
+            data=str(data),
+            split=split,
+            config=opened.manifest.config,
+            machine=device_name(device),
+            values=values,
+        )
+        write_eval_result(out, result)
+    shown = (*SCALARS, "num_samples", "num_positives")
+    emit(values, json, lambda: {name: getattr(values, name) for name in shown})

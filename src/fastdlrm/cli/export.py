@@ -25,6 +25,9 @@ def export(
     program: Annotated[
         str, typer.Option(help="What computes after the lookup: eager, onnx, aoti.")
     ] = "eager",
+    onnx_model: Annotated[
+        bool, typer.Option("--onnx-model", help="Write model.onnx too, its tables inside.")
+    ] = False,
     calibrate: Annotated[
         str, typer.Option(help="Fit on the validation split: none, platt, isotonic.")
     ] = "none",
@@ -72,6 +75,7 @@ def export(
                 "tables": tables,
                 "mlp": mlp,
                 "program": program,
+                "onnx_model": onnx_model,
                 "calibrate": calibrate,
                 "negative_rate": negative_rate,
                 "max_auc_drop": max_auc_drop,
@@ -126,6 +130,8 @@ def _lines(manifest: ExportedManifest, out: Path) -> dict[str, Any]:
         found[f"{head}: calibration"] = quality.calibration
         found[f"{head}: table bytes"] = quality.tables_bytes
         found[f"{head}: largest logit difference"] = quality.max_logit_difference
+    if manifest.onnx_model is not None:
+        found["model.onnx: largest logit difference"] = manifest.onnx_model.max_logit_difference
     if not manifest.quality:
         found["verified"] = "golden rows only; name the dataset with --data for more"
     return {**found, "folder": str(out)}

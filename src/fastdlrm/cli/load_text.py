@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
+    from fastdlrm.contracts.latency_bounded import Probe
     from fastdlrm.load.loadgen import LoadgenResult
     from fastdlrm.load.result import LoadResult, Percentiles, Sla
-    from fastdlrm.load.search import Probe, SearchResult
+    from fastdlrm.load.search import SearchResult
 
 
 def result_lines(result: "LoadResult") -> Iterator[str]:

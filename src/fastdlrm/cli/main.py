@@ -21,12 +21,14 @@ from fastdlrm.cli import (
     export_delta,
     generate,
     inspect,
+    latency_bounded,
     load,
     multihot,
     plan,
     predict,
     prepare,
     random,
+    report,
     serve,
     trace,
     train,
@@ -72,7 +74,9 @@ app.command("export")(export.export)
 app.command("export-delta")(export_delta.export_delta)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
+bench.app.command("latency-bounded")(latency_bounded.latency_bounded)
 app.add_typer(bench.app, name="bench")
+app.command("report")(report.report)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """`fastdlrm predict`: run or exported model + raw files -> scores."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ def predict(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The files lack the label column.")
     ] = False,
+    deltas: Annotated[
+        bool, typer.Option(help="Apply the deltas in the model's folder, as a server does.")
+    ] = True,
     json: Json = False,
 ) -> None:
     """Score raw files of the format the model was trained from, in input order.
@@ -42,14 +45,19 @@ def predict(
     if (run is None) == (model is None):
         raise ConfigError("predict: give --run or --model, one of the two")
     scorer: RunScorer | ModelScorer
+    result: dict[str, Any] = {}
     if run is not None:
         opened = Run.open(run)
         device = scoring_device(opened.recipe.train.device)
         scorer = RunScorer(opened, checkpoint, device)
     else:
         assert model is not None
-        scorer = ModelScorer(ExportedModel.load(model))
+        exported = ExportedModel.load(model)
+        result = {"deltas": exported.apply_deltas() if deltas else 0}
+        scorer = ModelScorer(exported)
     num_rows = score(scorer, expand_inputs(inputs), out, labelled=not unlabelled)
     emit(
-        {"num_rows": num_rows, "out": str(out)}, json, lambda: {"rows": num_rows, "file": str(out)}
+        {"num_rows": num_rows, "out": str(out), **result},
+        json,
+        lambda: {"rows": num_rows, "file": str(out), **result},
     )

@@ -8,8 +8,11 @@ from typing import Any
 
 import msgspec
 
+from fastdlrm.contracts.colocation import Colocation
 from fastdlrm.contracts.host import Fact, Fingerprint
+from fastdlrm.contracts.latency_bounded import LatencyBounded
 from fastdlrm.contracts.manifest import write_atomic
+from fastdlrm.contracts.roofline import Roofline
 from fastdlrm.errors import DataError
 
 KIND = "bench"
@@ -42,6 +45,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """None where there are fewer than 20 samples."""
     p99: float | None
     """None where there are fewer than 100 samples."""
+    mean: float | None = None
+    """None in results written before it was kept."""
+    p5: float | None = None
+    """None where there are fewer than 20 samples."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,13 +64,29 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     """Why there are no more: "spread", "time" or "samples"."""
     summary: Summary
     samples_per_s: float | None = None
-    """Rows (inference samples, not samples of time) a second at the median."""
+    """Rows (inference samples, not samples of time) a second at the median; of several jobs at
+    once, of all together."""
     flop: float | None = None
     """Counted from the shape; None where it is not counted."""
     num_bytes: float | None = None
     """Moved if nothing stays in a cache but the weights of a layer, counted from the shape."""
+    gathered_bytes: float | None = None
+    """Of `num_bytes`, rows of tables at places that ids name, and those ids."""
     counters: dict[str, Fact] = {}
     """Hardware counters a step, or why there are none."""
+    num_by_job: tuple[tuple[int, ...], ...] = ()
+    """Of several jobs at once: how many samples of each round are the first's, the second's, ...:
+    a round holds them job by job."""
+
+    @property
+    def fastest_round(self) -> float:
+        """The median of the fastest round: what is kept up while nothing disturbs it."""
+        return min(sorted(samples)[len(samples) // 2] for samples in self.rounds)
+
+    @property
+    def giga_per_s(self) -> float:
+        """10^9 FLOPs a second in the fastest round, of what has none bytes; of milliseconds."""
+        return (self.flop or self.num_bytes or 0.0) / self.fastest_round / 1e6
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +119,12 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     """What a reader should know besides."""
+    roofline: Roofline | None = None
+    """What the measurements of `bench roofline` say."""
+    latency_bounded: LatencyBounded | None = None
+    """What `latency-bounded` found."""
+    colocation: Colocation | None = None
+    """What `colocate` concludes."""
 
 
 def write_result(path: Path, result: BenchResult) -> None:

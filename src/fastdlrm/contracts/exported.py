@@ -8,6 +8,7 @@ MODEL/mlp.safetensors    the MLPs in float32, whatever they compute in
 MODEL/golden.arrow       raw rows as text, null where missing, and `__score`: checked at every load
 MODEL/warmup.arrow       more raw rows: to warm a server with, and for those who test it
 MODEL/programs/          compiled forms of the MLPs, where there are any
+MODEL/model.onnx         the model with its tables as one ONNX file, where it was asked for
 """
 
 from typing import Literal
@@ -95,6 +96,17 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     """Of a row's logit between batches of different sizes; 0 where it depends on the row alone."""
 
 
+class OnnxModel(msgspec.Struct, frozen=True, kw_only=True):
+    """The model as one ONNX file, its tables inside: encoded rows in, logits out, in float32."""
+
+    file: str
+    """Relative to the model."""
+    inputs: tuple[str, ...]
+    """Those of an encoded request, see `fastdlrm.contracts.signature`; ids and lengths int64."""
+    max_logit_difference: float
+    """From this exported model, over the golden rows."""
+
+
 class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """An exported model: all that is needed to score raw rows.
 
@@ -127,3 +139,5 @@ class ExportedManifest(Artifact, frozen=True, kw_only=True):
     """What the golden scores were computed with, and what serves unless another is asked for."""
     programs: tuple[Program, ...] = ()
     """The compiled ones there are."""
+    onnx_model: OnnxModel | None = None
+    """None where none was asked for."""

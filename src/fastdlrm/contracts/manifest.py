@@ -85,6 +85,8 @@ class RunManifest(Artifact, frozen=True, kw_only=True):
     encoding: Encoding
     dataset_sha256: str
     """Of the dataset's manifest."""
+    machine: str = ""
+    """Processor or GPU that it was started on; empty where it is not known."""
 
 
 class CheckpointManifest(Artifact, frozen=True, kw_only=True):

@@ -310,8 +310,8 @@ def decode_outcome(body: bytes | memoryview, header_length: int | None = None) -
     )
     return Outcome(
         model_name=decoded.model_name,
-        model_version=decoded.model_version,
-        id=decoded.id,
+        model_version=decoded.model_version or "",
+        id=decoded.id or "",
         outputs=read_tensors(decoded.outputs, body, header_length, "output"),
     )
 

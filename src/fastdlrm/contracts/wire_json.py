@@ -63,8 +63,9 @@ class OutcomeBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Body of the answer."""
 
     model_name: str
-    model_version: str = ""
-    id: str = ""
+    model_version: str | None = None
+    """Null is allowed for what is optional: servers that have none write it so."""
+    id: str | None = None
     parameters: dict[str, Any] | None = None
     outputs: list[TensorBody]
 

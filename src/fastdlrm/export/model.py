@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastdlrm.batch import Batch
 from fastdlrm.config import from_tree
-from fastdlrm.contracts.delta import Delta
+from fastdlrm.contracts.delta import DELTAS, Delta, delta_path, read_delta, sequences
 from fastdlrm.contracts.exported import (
     SCORE,
     CompiledKind,
@@ -265,6 +265,21 @@ class ExportedModel:
         except ExportError as problem:
             raise ExportError(f"delta {delta.sequence}: {problem}") from problem
         self.sequence = delta.sequence
+
+    def apply_deltas(self) -> int:
+        """Apply the deltas in the model's folder, in order, as a server does.
+
+        Returns:
+            Number of the last one; 0 where there is none.
+
+        Raises:
+            ExportError: One is missing, damaged or of another model; those before it are applied.
+        """
+        folder = self.folder / DELTAS
+        for number in sequences(folder):
+            if number > self.sequence:
+                self.apply(read_delta(delta_path(folder, number)))
+        return self.sequence
 
     def warm(self, max_rows: int) -> list[tuple[int, float]]:
         """Score requests of 1, 2, 4, .. `max_rows` rows of text, so that none is the first.

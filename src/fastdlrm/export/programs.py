@@ -9,9 +9,9 @@ Shapes: B batch, N dense features, F sparse features, D embedding dim.
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from fastdlrm.contracts.exported import CompiledKind, Machine, Program
 from fastdlrm.contracts.processor import processor_name
 from fastdlrm.errors import ExportError
 from fastdlrm.model.dlrm import DLRM
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 DenseProgram = Callable[[Tensor, Tensor], Tensor]
 """(B, N), (B, F, D) -> logits (B,)."""
@@ -57,7 +60,7 @@ def build_program(
     path.parent.mkdir(exist_ok=True)
     exported = _traced(model, dense, pooled)
     if kind == "onnx":
-        _write_onnx(path, exported)
+        write_onnx(path, exported, INPUTS)
     else:
         _write_library(path, exported)
     program = load_program(folder, kind)
@@ -106,31 +109,23 @@ def require_machine(program: Program) -> None:
         )
 
 
-class _Head(nn.Module):
+class DenseHead(nn.Module):
     """`DLRM.head` in torch's own operators, which every compiler knows."""
 
-    pairs: Tensor
+    def __init__(self, model: DLRM) -> None:
+        """Share a model's MLPs.
 
-    def __init__(self, model: DLRM, num_sparse: int) -> None:
+        Args:
+            model: In evaluation mode.
+        """
         super().__init__()
         self.bottom_mlp, self.top_mlp = model.bottom_mlp, model.top_mlp
-        self.is_dot = model.interaction == "dot"
-        num_vectors = num_sparse + (model.bottom_mlp is not None)
-        i, j = torch.tril_indices(num_vectors, num_vectors, 0 if model.include_diagonal else -1)
-        self.register_buffer("pairs", i * num_vectors + j)
+        self.interaction = model.interaction.compilable()
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
-        vectors, parts = pooled, []
-        if self.bottom_mlp is not None:
-            vector = self.bottom_mlp(dense)
-            vectors = torch.cat([vector.unsqueeze(1), pooled], 1)
-            parts = [vector]
-        if self.is_dot:
-            products = torch.bmm(vectors, vectors.transpose(1, 2))
-            joined = torch.cat([*parts, products.flatten(1).index_select(1, self.pairs)], 1)
-        else:
-            joined = vectors.flatten(1)
-        logits: Tensor = self.top_mlp(joined)
+        """Logits, shape (B,), of dense features (B, N) and pooled vectors (B, F, D)."""
+        vector = None if self.bottom_mlp is None else self.bottom_mlp(dense)
+        logits: Tensor = self.top_mlp(self.interaction(vector, pooled))
         return logits.squeeze(1)
 
 
@@ -139,37 +134,56 @@ def _traced(model: DLRM, dense: Tensor, pooled: Tensor) -> Any:
     rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)
     example = dense[:EXAMPLE_ROWS].clone(), pooled[:EXAMPLE_ROWS].contiguous().clone()
     with torch.no_grad():
-        head = _Head(model, pooled.shape[1]).eval()
+        head = DenseHead(model).eval()
         return torch.export.export(head, example, dynamic_shapes=({0: rows}, {0: rows}))
 
 
-def _write_onnx(path: Path, exported: Any) -> None:
+def write_onnx(path: Path, exported: torch.export.ExportedProgram, inputs: Sequence[str]) -> None:
+    """Write a traced module as one ONNX file; its output is called `OUTPUT`.
+
+    Args:
+        path: The file.
+        exported: The module.
+        inputs: What its inputs are called, in order.
+
+    Raises:
+        ExportError: What it takes is not installed, or torch writes none.
+    """
     try:
         import onnxscript  # noqa: F401
     except ImportError as problem:
-        raise ExportError(f"program onnx: {problem}; pip install 'fastdlrm[onnx]'") from problem
+        raise ExportError(f"{path.name}: {problem}; pip install 'fastdlrm[onnx]'") from problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(
             exported,
             dynamo=True,
-            input_names=list(INPUTS),
+            input_names=list(inputs),
             output_names=[OUTPUT],
             verbose=False,
         )
         if written is None:
-            raise ExportError("program onnx: torch wrote none; use another program")
+            raise ExportError(f"{path.name}: torch wrote none; export without it")
         written.save(str(path))
 
 
-def _load_onnx(path: Path) -> DenseProgram:
+def onnx_session(path: Path) -> "InferenceSession":
+    """An ONNX file, ready to be run on one thread.
+
+    Raises:
+        ExportError: ONNX Runtime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as problem:
         raise ExportError(f"{path}: {problem}; pip install 'fastdlrm[onnx]'") from problem
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _load_onnx(path: Path) -> DenseProgram:
+    session = onnx_session(path)
     names = {value.name for value in session.get_inputs()}
 
     def run(dense: Tensor, pooled: Tensor) -> Tensor:

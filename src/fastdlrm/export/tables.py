@@ -21,6 +21,7 @@ from fastdlrm.contracts.exported import TableDtype
 from fastdlrm.errors import ExportError
 from fastdlrm.kernels.quantized_lookup import (
     QuantizedDtype,
+    dequantize_rows,
     dim_of,
     quantize_rows,
     quantized_lookup,
@@ -84,6 +85,16 @@ def stored_rows(rows: Tensor, dtype: TableDtype) -> Tensor:
         row = int(is_sound.logical_not().nonzero()[0, 0])
         raise ValueError(f"row {row} holds NaN or infinity; train again")
     return stored
+
+
+def plain_rows(stored: Tensor, dtype: TableDtype) -> Tensor:
+    """The numbers that stored rows stand for, shape (n, D), float32.
+
+    Args:
+        stored: As `stored_rows` gives them, or some of `map_stack`.
+        dtype: Of the rows.
+    """
+    return dequantize_rows(stored, QUANTIZED[dtype]) if dtype in QUANTIZED else stored.float()
 
 
 def _write_rows(file: BinaryIO, table: str, start: int, rows: Tensor, dtype: TableDtype) -> None:

@@ -26,6 +26,7 @@ from fastdlrm.contracts.exported import (
     CompiledKind,
     ExportedManifest,
     MlpDtype,
+    OnnxModel,
     Program,
     ProgramKind,
     Quality,
@@ -41,6 +42,7 @@ from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import fit_calibration, probabilities
 from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, write_rows
 from fastdlrm.export.offline import OfflineEncoder
+from fastdlrm.export.onnx_model import build_onnx_model, require_small
 from fastdlrm.export.precisions import other_precisions
 from fastdlrm.export.programs import build_program, machine
 from fastdlrm.export.sample_rows import draw_rows
@@ -122,6 +124,8 @@ class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Most normalised entropy that it may cost, relative."""
     verify_rows: int = 1_000_000
     """Most rows of the test split that are compared."""
+    onnx_model: bool = False
+    """Whether the model is written as one ONNX file too, its tables inside."""
     compare: bool = False
     """Whether all other precisions are measured too; of them nothing is kept but the figures."""
 
@@ -153,6 +157,8 @@ def export(
         ExportError: `out` holds something; a precision cannot be had, or costs more than allowed.
     """
     _require_possible(options, validation, test)
+    if options.onnx_model:
+        require_small(sum(source.model.tables.num_embeddings.values()), source.config.embedding_dim)
     try:
         with new_folder(out) as folder:
             return _fill(folder, source, options, Splits(validation, test), requests)
@@ -187,8 +193,12 @@ def _fill(
         quality = _qualities(folder, source, options, model, splits)
         model.manifest = manifest = msgspec.structs.replace(manifest, quality=quality)
     _write_rows(folder, source, offline, model, requests)
-    programs = [program.file for program in manifest.programs]
-    names = (TABLES, MLP, INDEX, GOLDEN, WARMUP, *programs, *_vocabularies(source.encoding))
+    extra = [program.file for program in manifest.programs]
+    if options.onnx_model:
+        onnx_model = _whole(folder, source, model)
+        manifest = msgspec.structs.replace(manifest, onnx_model=onnx_model)
+        extra.append(onnx_model.file)
+    names = (TABLES, MLP, INDEX, GOLDEN, WARMUP, *extra, *_vocabularies(source.encoding))
     files = {name: entry_of(folder / name) for name in names}
     manifest = msgspec.structs.replace(manifest, files=files)
     write_manifest(folder, manifest)
@@ -241,6 +251,15 @@ def _built(folder: Path, source: Source, offline: OfflineEncoder, kind: Compiled
     with torch.inference_mode():
         pooled = model.tables(batch.sparse, torch.float32)
     return build_program(kind, folder, model, batch.dense, pooled.clone())
+
+
+def _whole(folder: Path, source: Source, model: ExportedModel) -> OnnxModel:
+    """Write the model as one ONNX file, and compare it on the golden rows."""
+    batch = model.encode(model.golden())
+    logits = model.logits(batch).numpy()
+    return build_onnx_model(
+        folder, source.model.eval(), source.config, model.manifest, batch, logits
+    )
 
 
 def _qualities(
@@ -343,6 +362,11 @@ def _require_possible(options: ExportOptions, validation: Rows | None, test: Row
         raise ExportError(
             f"program {options.program!r} with MLPs of {options.mlp}: compiled programs are of "
             "float32; use --mlp fp32, or --program eager"
+        )
+    if options.onnx_model and options.mlp != "fp32":
+        raise ExportError(
+            f"--onnx-model with MLPs of {options.mlp}: the ONNX file is of float32; "
+            "use --mlp fp32, or export without it"
         )
     if options.verify_rows < 1:
         raise ExportError(f"--verify-rows {options.verify_rows}: 1 or more is allowed")

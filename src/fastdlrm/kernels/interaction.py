@@ -198,11 +198,11 @@ def define_dot_interaction_backward(
     diagonal.mul_(2) if include_diagonal else diagonal.zero_()
     grads_BVD = torch.bmm(symmetric_BVV, vectors_BVD)
     if dense is None:
-        return grad.new_empty(0), _feature_major(grads_BVD)
+        return grad.new_empty(0), feature_major(grads_BVD)
     grad_dense = grads_BVD[:, 0] + grad[:, :dense_width]
     if relu:
         grad_dense = torch.ops.aten.threshold_backward(grad_dense, dense, 0)
-    return grad_dense, _feature_major(grads_BVD[:, 1:])
+    return grad_dense, feature_major(grads_BVD[:, 1:])
 
 
 def _looked_up(weight: Tensor, rows: Tensor, num_features: int, dtype: torch.dtype) -> Tensor:
@@ -243,7 +243,7 @@ def _lookup_backward(
     return grads[0], scattered.index_copy_(0, rows.long(), grads[1].transpose(0, 1).flatten(0, 1))
 
 
-def _feature_major(grads_BFD: Tensor) -> Tensor:
+def feature_major(grads_BFD: Tensor) -> Tensor:
     """A copy whose memory holds feature after feature, as the tables' optimizer reads it."""
     return grads_BFD.transpose(0, 1).contiguous().transpose(0, 1)
 

@@ -102,7 +102,7 @@ def weight_pieces(weight: Tensor) -> tuple[Tensor, ...]:
     return tuple(piece.t().contiguous() for piece in weight.tensor_split(max(count, 1), 1))
 
 
-def row_linear(x: Tensor, pieces: Sequence[Tensor], bias: Tensor, relu: bool) -> Tensor:
+def row_linear(x: Tensor, pieces: Sequence[Tensor], bias: Tensor | None, relu: bool) -> Tensor:
     """x weight^T + bias, or its maximum with 0: on the CPU each row's bits are its own.
 
     There, `linear_relu` and torch's own layers round a row differently in batches of other sizes
@@ -111,12 +111,12 @@ def row_linear(x: Tensor, pieces: Sequence[Tensor], bias: Tensor, relu: bool) ->
     Args:
         x: Shape (B, K); on the CPU B >= `MIN_ROWS`.
         pieces: Of the weight, of `x`'s type, as `weight_pieces` makes them.
-        bias: Shape (N,), likewise.
+        bias: Shape (N,), likewise; None for none, and no ReLU.
         relu: Whether ReLU follows.
     """
     first, *others = pieces
     if x.is_cuda:
-        return linear_relu(x, first, bias) if relu else F.linear(x, first, bias)
+        return F.linear(x, first, bias) if bias is None or not relu else linear_relu(x, first, bias)
     if others:
         at = len(first)
         y = x[:, :at] @ first
@@ -125,6 +125,8 @@ def row_linear(x: Tensor, pieces: Sequence[Tensor], bias: Tensor, relu: bool) ->
             at += len(piece)
     else:
         y = x @ first
+    if bias is None:
+        return y
     if relu and y.dtype == torch.float32 and y.numel() >= FUSED_NUMBERS:
         _bias_relu_(y, bias)
         return y
@@ -157,24 +159,31 @@ def mlp_backward(
     """
     if layers:
         sums = None if grad_sum is None else grad_sum.unsqueeze(0)
-        _bias_grad(layers[-1].bias_grad, grad, sums, accumulate)
+        bias_gradient(layers[-1].bias_grad, grad, sums, accumulate)
     for index in range(len(layers) - 1, -1, -1):
         layer, x = layers[index], activations[index]
-        _weight_grad(layer.weight_grad, grad, x, accumulate)
+        weight_gradient(layer.weight_grad, grad, x, accumulate)
         if index == 0:
             return grad @ layer.weight if needs_input_grad else None
         below = layers[index - 1].bias_grad
         if has_gpu_kernels() and gpu.can_mask_input_grad(grad, layer.weight, x):
             grad, sums = gpu.masked_input_grad(grad, layer.weight, x)
-            _bias_grad(below, grad, sums, accumulate)
+            bias_gradient(below, grad, sums, accumulate)
         else:
             grad = grad @ layer.weight
             relu_backward_(grad, x, below, accumulate)
     return grad
 
 
-def _weight_grad(weight_grad: Tensor, grad: Tensor, x: Tensor, accumulate: bool) -> None:
-    """Write or add the float32 gradient of a layer's weight."""
+def weight_gradient(weight_grad: Tensor, grad: Tensor, x: Tensor, accumulate: bool) -> None:
+    """Write or add the gradient of a layer's weight.
+
+    Args:
+        weight_grad: Shape (N, K), float32.
+        grad: Of the layer's result, shape (B, N), of the compute type.
+        x: Its input, shape (B, K), likewise.
+        accumulate: Whether to add.
+    """
     if accumulate:
         weight_grad.add_(grad.t() @ x)
     elif grad.dtype == torch.float32:
@@ -185,19 +194,23 @@ def _weight_grad(weight_grad: Tensor, grad: Tensor, x: Tensor, accumulate: bool)
         weight_grad.copy_(grad.t() @ x)
 
 
-def _bias_grad(bias_grad: Tensor, grad: Tensor, sums: Tensor | None, accumulate: bool) -> None:
-    """Write or add the float32 gradient of a layer's bias: the column sums of `grad`.
+def bias_gradient(bias_grad: Tensor, grad: Tensor, sums: Tensor | None, accumulate: bool) -> None:
+    """Write or add the gradient of a layer's bias: the column sums of the result's.
 
-    `sums` are partial ones, shape (any, N), where there are any.
+    Args:
+        bias_grad: Shape (N,), float32.
+        grad: Of the layer's result, shape (B, N), of the compute type.
+        sums: Of its columns, in parts, shape (any, N), float32; None: not known yet.
+        accumulate: Whether to add.
     """
     if accumulate:
-        bias_grad.add_(torch.sum(grad if sums is None else sums, 0, dtype=torch.float32))
+        bias_grad.add_(torch.sum(grad if sums is None else sums, 0, dtype=bias_grad.dtype))
     elif sums is not None:
         torch.sum(sums, 0, out=bias_grad)
     elif has_gpu_kernels() and grad.is_cuda and grad.dtype != torch.float32:
         gpu.column_sums(grad, bias_grad)
     else:
-        torch.sum(grad, 0, dtype=torch.float32, out=bias_grad)
+        torch.sum(grad, 0, dtype=bias_grad.dtype, out=bias_grad)
 
 
 def define_bias_relu_(x: Tensor, bias: Tensor) -> None:

@@ -10,6 +10,7 @@ import msgspec
 OPERATORS = (
     "pooled_lookup",
     "dot_interaction",
+    "cross_input_grad",
     "logit_loss",
     "mlp_backward",
     "sort_rows",
@@ -38,6 +39,7 @@ COMPILED = {
         for operator, reason in {
             "pooled_lookup": "sums rows of a bag in registers",
             "dot_interaction": "reads the rows and multiplies them in one pass",
+            "cross_input_grad": "all layers' products, cut into vectors, in one pass",
             "update_rows_": "deterministic sums of runs of any length, applied in place",
             "logit_loss": "last layer, loss and gradients in one pass",
             "mlp_backward": "ReLU and bias gradient within the product (bf16, Hopper or newer)",

@@ -54,6 +54,7 @@ class Client:
         self._recorder = recorder
         self._max = max_connections
         self._free: list[_Connection] = []
+        self._open: set[_Connection] = set()
         self._waiting: deque[tuple[int, memoryview]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._tls = ssl.create_default_context() if address.is_tls else None
@@ -88,8 +89,8 @@ class Client:
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
-        for connection in self._free:
-            connection.close()
+        for connection in self._open:
+            connection.abort()
         self._free.clear()
 
     async def _connect(self) -> None:
@@ -122,6 +123,7 @@ class Client:
 
     def opened(self, connection: "_Connection") -> None:
         """A connection is there."""
+        self._open.add(connection)
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
         self.freed(connection)
@@ -135,6 +137,7 @@ class Client:
 
     def lost(self, connection: "_Connection", again: tuple[int, memoryview] | None) -> None:
         """A connection is gone; `again` is the request it never carried."""
+        self._open.discard(connection)
         self.num_open -= 1
         if connection in self._free:
             self._free.remove(connection)
@@ -220,8 +223,8 @@ class _Connection(asyncio.Protocol):
         self._fail()
         self._client.lost(self, again)
 
-    def close(self) -> None:
-        self._transport.close()
+    def abort(self) -> None:
+        self._transport.abort()
 
     def _fail(self) -> None:
         query, self._query = self._query, None

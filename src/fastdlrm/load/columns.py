@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from fastdlrm.contracts.server_info import ModelMetadata, TensorMetadata
 from fastdlrm.contracts.tensors import BYTES, DATATYPES, WireTensor, float32_to_bfloat16
 from fastdlrm.errors import DataError
+from fastdlrm.load.encoded import ENCODED, EncodedBags, is_bags
+from fastdlrm.load.windows import window
 
 LENGTHS = ".lengths"
 
@@ -98,24 +100,17 @@ class Column:
         return {self.name: WireTensor(self.elements.datatype, shape, data)}
 
 
-def window(start: int, count: int, num_rows: int) -> list[tuple[int, int]]:
-    """Ranges of rows that together are `count` rows from `start` on, going round."""
-    ranges = []
-    while count:
-        stop = min(start + count, num_rows)
-        ranges.append((start, stop))
-        count -= stop - start
-        start = 0
-    return ranges
-
-
-def columns_of(rows: pa.Table, metadata: ModelMetadata) -> tuple[list[Column], list[str]]:
+def columns_of(
+    rows: pa.Table, metadata: ModelMetadata
+) -> tuple[list[Column | EncodedBags], list[str]]:
     """The columns that the model takes, and the names of those that it does not.
 
     Raises:
         DataError: It takes none of them, or one cannot be sent.
     """
     inputs = {entry.name: entry for entry in metadata.inputs}
+    if inputs.keys().isdisjoint(rows.column_names) and set(rows.column_names) <= ENCODED.keys():
+        inputs = ENCODED
     known = [name for name in rows.column_names if name in inputs or not inputs]
     others = [name for name in rows.column_names if name not in known]
     if not known:
@@ -123,11 +118,14 @@ def columns_of(rows: pa.Table, metadata: ModelMetadata) -> tuple[list[Column], l
             f"rows have the columns {', '.join(rows.column_names[:20])}, but model "
             f"{metadata.name!r} takes {', '.join(list(inputs)[:20])}; name rows of its log"
         )
-    columns = []
+    columns: list[Column | EncodedBags] = []
     for name in known:
         values = rows[name].combine_chunks()
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        columns.append(Column(name, values, inputs.get(name)))
+        if is_bags(values.type):
+            columns.append(EncodedBags(name, values))
+        else:
+            columns.append(Column(name, values, inputs.get(name)))
     return columns, others
 
 

@@ -24,6 +24,7 @@ from fastdlrm.contracts.wire import (
 )
 from fastdlrm.errors import DataError, LoadError, RequestError
 from fastdlrm.load.columns import Column, columns_of
+from fastdlrm.load.encoded import EncodedBags
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.sizes import Sizes
 from fastdlrm.load.target import address_of, ask, model_path
@@ -118,7 +119,7 @@ class RequestMaker:
         if not any(tensor.shape and tensor.shape[0] in wanted for tensor in outputs.values()):
             raise LoadError(f"{where}: {size} rows sent, answered outputs of shapes {shapes}")
 
-    def _is_user(self, column: Column) -> bool:
+    def _is_user(self, column: Column | EncodedBags) -> bool:
         return column.name in self._plan.user_columns
 
     def _parameters(self) -> Parameters:

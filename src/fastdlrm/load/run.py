@@ -5,6 +5,7 @@
 A `Crew` keeps processes and requests for several runs against one server.
 """
 
+import contextlib
 import multiprocessing
 import time
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from fastdlrm.load.target import address_of, read_metadata
 
 LEAD_S = 0.2
 """Between the order to start and the first query: time to deal it out."""
+SETTLE_S, SETTLED_MS, PAUSE_S = 30.0, 50.0, 0.1
 TARGET_FIELDS = (
     "url",
     "model",
@@ -118,6 +120,23 @@ class Crew:
             start_at=start_at,
         )
         return Samples.join([report.samples for report in reports]), generator
+
+    def settle(self, plan: Plan) -> None:
+        """Wait until the server has done what an earlier run left it to do.
+
+        Until it answers a query within the SLA, that is, but no longer than `SETTLE_S`: the run
+        that follows will show it.
+        """
+        until = time.perf_counter() + SETTLE_S
+        while self._checked:
+            began = time.perf_counter()
+            with contextlib.suppress(LoadError):  # refused: it is busy still
+                self._maker.check(min(self._checked))
+                if time.perf_counter() - began <= max(plan.sla_ms or 0.0, SETTLED_MS) / 1e3:
+                    return
+            if time.perf_counter() > until:
+                return
+            time.sleep(PAUSE_S)
 
     def close(self) -> None:
         """End the processes and remove the requests."""

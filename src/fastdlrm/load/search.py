@@ -11,6 +11,7 @@ from statistics import median
 
 import msgspec
 
+from fastdlrm.contracts.latency_bounded import Probe
 from fastdlrm.errors import ConfigError, LoadError
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.result import LoadResult
@@ -24,35 +25,14 @@ STEP = 1.5
 MAX_STEPS = 20
 """Of the bracket, up or down: 3300 times the rate it starts with, or a part of it."""
 MAX_PROBE_S = 600.0
-"""The bracket does not go down to rates at which a probe would take longer."""
 TOLERANCE = 0.02
 LEAST_ANSWERED_SHARE = 0.98
 OVER_ALLOWED = 10
-"""A probe is long enough to pass with so many queries over the SLA."""
 ATTEMPTS = 2
 """Of a probe in which the generator was late."""
 
 RunProbe = Callable[[float, int], LoadResult]
 """Takes a rate and a seed."""
-
-
-class Probe(msgspec.Struct, frozen=True, kw_only=True):
-    """One rate that was tried."""
-
-    rate: float
-    seed: int
-    passed: bool
-    why: str
-    """It did not pass; empty where it did."""
-    by_generator: bool
-    """Whether it is the generator that could not."""
-    p50_ms: float | None
-    p99_ms: float | None
-    all_latency_ms: float | None
-    """At the plan's percentile, of all queries."""
-    num_queries: int
-    num_over: int
-    lateness_p99_ms: float | None
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +62,8 @@ def search(
     *,
     repeats: int = 1,
     tolerance: float = TOLERANCE,
+    over_allowed: int = OVER_ALLOWED,
+    max_probe_s: float = MAX_PROBE_S,
     told: Callable[[Probe], None] | None = None,
 ) -> SearchResult:
     """Search a server's highest rate within its SLA.
@@ -91,6 +73,8 @@ def search(
             closed loop reaches is. Each probe lasts `duration_s` or longer, as the percentile asks.
         repeats: Searches of seeds of their own.
         tolerance: Ratio between the rate found and one that did not pass, less 1.
+        over_allowed: A probe is long enough to pass with so many queries over the SLA.
+        max_probe_s: The bracket does not go down to rates at which a probe would take longer.
         told: Called after each probe.
 
     Raises:
@@ -104,11 +88,12 @@ def search(
         )
     if repeats < 1 or not 0 < tolerance < 1:
         raise ConfigError(f"repeats {repeats} and tolerance {tolerance:g}: 1 and more, and 0 to 1")
-    needed = fewest_trials(1 - plan.percentile / 100, OVER_ALLOWED, plan.confidence)
+    needed = fewest_trials(1 - plan.percentile / 100, over_allowed, plan.confidence)
     with Crew(plan) as crew:
 
         def probe(rate: float, seed: int) -> LoadResult:
             duration_s = max(plan.duration_s, needed / rate)
+            crew.settle(plan)
             return crew.run(
                 msgspec.structs.replace(
                     plan, rate=rate, closed=None, seed=seed, duration_s=duration_s
@@ -124,7 +109,7 @@ def search(
                 start_rate=start,
                 seed=plan.seed + 1000 * repeat,
                 tolerance=tolerance,
-                least_rate=needed / MAX_PROBE_S,
+                least_rate=needed / max_probe_s,
                 told=told,
             )
             found.append(rate)
@@ -223,12 +208,15 @@ def judge(rate: float, seed: int, result: LoadResult) -> Probe:
         passed=not why,
         why=why,
         by_generator=by_generator,
+        answered_qps=result.answered_qps,
         p50_ms=None if latency is None else latency.p50,
+        p95_ms=None if latency is None else latency.p95,
         p99_ms=None if latency is None else latency.p99,
         all_latency_ms=result.all_latency_ms,
         num_queries=result.sla.num_queries,
         num_over=result.sla.num_over,
         lateness_p99_ms=None if result.lateness_ms is None else result.lateness_ms.p99,
+        histogram_us=result.histogram_us,
     )
 
 

@@ -69,7 +69,12 @@ def query_sizes(name: str, count: int, seed: int) -> Sizes:
 
 def mean_size(name: str, seed: int = 0) -> float:
     """Mean of a distribution, over 100,000 draws."""
-    return float(query_sizes(name, 100_000, seed).mean())
+    return float(many_sizes(name, seed).mean())
+
+
+def many_sizes(name: str, seed: int = 0) -> Sizes:
+    """100,000 draws, of which what a distribution is can be seen."""
+    return query_sizes(name, 100_000, seed)
 
 
 def check_sizes(name: str) -> None:

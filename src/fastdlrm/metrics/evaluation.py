@@ -14,7 +14,12 @@ from fastdlrm.metrics.calibration import (
     normalised_entropy,
     reliability_curve,
 )
-from fastdlrm.metrics.ranking import area_under_roc, auc_error_bound, average_precision
+from fastdlrm.metrics.ranking import (
+    area_under_roc,
+    auc_error_bound,
+    average_precision,
+    roc_curve,
+)
 from fastdlrm.metrics.scores import Arrays, ExactScores, HistogramScores
 from fastdlrm.metrics.values import MetricValues
 
@@ -109,6 +114,7 @@ class Evaluation:
             num_samples=num_samples,
             num_positives=num_positives,
             reliability=curve,
+            roc=roc_curve(positives_K, negatives_K),
         )
 
     def arrays(self) -> Arrays:

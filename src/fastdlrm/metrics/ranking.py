@@ -7,7 +7,12 @@ Shapes: K groups of samples of one score (or of one histogram bin), by ascending
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdlrm.metrics.values import RocCurve
+
 Counts = NDArray[np.int64]
+
+NUM_ROC_POINTS = 64
+"""Of those of the whole curve, at most. More: finer, and longer records."""
 
 
 def area_under_roc(positives_K: Counts, negatives_K: Counts) -> float | None:
@@ -40,6 +45,29 @@ def auc_error_bound(positives_K: Counts, negatives_K: Counts) -> float | None:
         return None
     within_K = positives_K.astype(np.float64) * negatives_K
     return float(0.5 * within_K.sum() / num_pairs)
+
+
+def roc_curve(
+    positives_K: Counts, negatives_K: Counts, num_points: int = NUM_ROC_POINTS
+) -> RocCurve | None:
+    """Points of the ROC curve, about equally far apart along it.
+
+    Each is a point of the whole curve, which has one a group; none is interpolated.
+
+    Returns:
+        At most `num_points`, from (0, 0) to (1, 1), or None where a class is absent.
+    """
+    if not _num_pairs(positives_K, negatives_K):
+        return None
+    hits_K = np.concatenate([[0], np.cumsum(positives_K[::-1])]) / positives_K.sum()
+    alarms_K = np.concatenate([[0], np.cumsum(negatives_K[::-1])]) / negatives_K.sum()
+    along_K = hits_K + alarms_K
+    wanted = np.linspace(0.0, along_K[-1], num_points)
+    chosen = np.unique(np.searchsorted(along_K, wanted))
+    return RocCurve(
+        false_positive_rates=tuple(alarms_K[chosen].tolist()),
+        true_positive_rates=tuple(hits_K[chosen].tolist()),
+    )
 
 
 def average_precision(positives_K: Counts, negatives_K: Counts) -> float | None:

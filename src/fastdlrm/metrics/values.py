@@ -10,6 +10,10 @@ SCALARS = ("auc", "log_loss", "ne", "calibration", "ece", "pr_auc", "accuracy")
 click rate of 3 % a model that says no to everything reaches 0.97."""
 
 
+LOWER_IS_BETTER = ("log_loss", "ne")
+"""Of the metrics that may pick the best checkpoint."""
+
+
 class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True):
     """One point of the reliability curve: samples of neighbouring scores."""
 
@@ -19,6 +23,18 @@ class ReliabilityBin(msgspec.Struct, frozen=True, kw_only=True):
     """Mean predicted probability."""
     mean_label: float
     """Share of positives; equal to mean_prediction where the model is calibrated."""
+
+
+class RocCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """Points of the receiver operating characteristic, from the highest score down.
+
+    Both begin at 0, end at 1 and never fall.
+    """
+
+    false_positive_rates: tuple[float, ...]
+    """Share of the negatives scored at least so high."""
+    true_positive_rates: tuple[float, ...]
+    """Share of the positives scored at least so high."""
 
 
 class MetricValues(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +62,17 @@ class MetricValues(msgspec.Struct, frozen=True, kw_only=True):
     num_positives: int
     reliability: tuple[ReliabilityBin, ...]
     """Bins of about equally many samples, by ascending score."""
+    roc: RocCurve | None = None
+    """None where one class is absent, or an earlier version evaluated."""
 
     def scalars(self) -> dict[str, float]:
         """The scalar metrics that exist, by name, in the order of `SCALARS`."""
         values = {name: getattr(self, name) for name in SCALARS}
         return {name: value for name, value in values.items() if value is not None}
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a metric's value beats the best so far, if there is one."""
+    if best is None:
+        return True
+    return value < best if metric in LOWER_IS_BETTER else value > best

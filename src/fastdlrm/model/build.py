@@ -5,10 +5,10 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.kernels.interaction import dot_interaction_width
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
@@ -23,7 +23,7 @@ def build_dlrm(
     device: torch.device | str = "cpu",
     tables: Tables | None = None,
 ) -> DLRM:
-    """Make a model; the tables are drawn first, then the bottom and the top MLP.
+    """Make a model; the tables are drawn first, then in the order of computation.
 
     Args:
         config: Shape of the model.
@@ -58,11 +58,10 @@ def around_tables(
         config: Shape of the model; it fits the schema.
         schema: Its features.
         tables: As they are.
-        generator: Of the MLPs' weights, on the CPU.
+        generator: Of all other weights, on the CPU.
         device: Where it computes.
     """
-    num_dense, num_sparse = len(schema.dense), len(schema.sparse)
-    num_vectors = num_sparse + bool(num_dense)
+    num_dense = len(schema.dense)
     bottom_mlp = None
     if num_dense:
         bottom_mlp = build_mlp(
@@ -72,8 +71,9 @@ def around_tables(
             dropout=config.dropout,
             generator=generator,
         )
+    interaction = build_interaction(config, vectors_of(config, schema), generator)
     top_mlp = build_mlp(
-        interaction_width(config, num_vectors, has_dense=num_dense > 0),
+        interaction.width,
         config.top_mlp,
         out_features=1,
         norm=config.norm,
@@ -83,9 +83,8 @@ def around_tables(
     return DLRM(
         tables,
         None if bottom_mlp is None else bottom_mlp.to(device),
+        interaction.to(device),
         top_mlp.to(device),
-        interaction=config.interaction,
-        include_diagonal=config.include_diagonal,
     )
 
 
@@ -131,19 +130,14 @@ def feature_tables(schema: Schema) -> list[str]:
     return [feature.table for feature in schema.sparse]
 
 
-def interaction_width(config: ModelConfig, num_vectors: int, *, has_dense: bool) -> int:
-    """Width of the top MLP's input.
+def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
+    """The vectors of a sample, which the interaction joins."""
+    return Vectors(len(schema.sparse), config.embedding_dim, bool(schema.dense))
 
-    Args:
-        config: Shape of the model.
-        num_vectors: Sparse features, and one more with a dense vector.
-        has_dense: Whether there is a dense vector.
-    """
-    if config.interaction == "cat":
-        return num_vectors * config.embedding_dim
-    return dot_interaction_width(
-        num_vectors - has_dense, config.embedding_dim, has_dense, config.include_diagonal
-    )
+
+def undrawn_interaction(config: ModelConfig, schema: Schema) -> Interaction:
+    """The interaction without numbers, to be asked for its width and its cost."""
+    return build_interaction(config, vectors_of(config, schema))
 
 
 def require_fit(config: ModelConfig, schema: Schema) -> None:

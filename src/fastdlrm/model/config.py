@@ -6,7 +6,7 @@ import msgspec
 
 from fastdlrm.errors import ConfigError
 
-Interaction = Literal["dot", "cat"]
+InteractionName = Literal["dot", "cat", "cross", "projection"]
 Pooling = Literal["sum", "mean"]
 Norm = Literal["none", "batch", "layer"]
 Init = Literal["reference", "normal"]
@@ -25,10 +25,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     no dense feature."""
     top_mlp: tuple[int, ...]
     """Widths of the top MLP's hidden layers; the output layer of width 1 is added."""
-    interaction: Interaction = "dot"
-    """dot: pairwise dot products; cat: concatenation."""
+    interaction: InteractionName = "dot"
+    """Of the bottom MLP's result and the pooled vectors. dot: the dot product of every two; cat:
+    all side by side; cross: a cross network on cat (DCN-v2); projection: dot products of vectors
+    that two MLPs make of cat."""
     include_diagonal: bool = False
     """Whether dot also emits each vector's product with itself."""
+    num_cross_layers: int = 0
+    """Of cross. Each more: products of one more number."""
+    cross_rank: int = 0
+    """Of each cross layer's two matrices. More: more capacity and time; above half the width of cat
+    a full matrix would be cheaper."""
+    projection_branch1: tuple[int, ...] = ()
+    """Widths of the first MLP's layers of projection; the last is a multiple of embedding_dim."""
+    projection_branch2: tuple[int, ...] = ()
+    """Of the second MLP's, likewise. The result has the product of the two multiples."""
     pooling: Pooling = "sum"
     """Of the rows of a bag."""
     dropout: float = 0.0
@@ -52,3 +63,32 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; 0 <= dropout < 1 is allowed")
+        self._check_interaction()
+
+    def _check_interaction(self) -> None:
+        """Each key belongs to one interaction, which needs it."""
+        kind = self.interaction
+        if self.include_diagonal and kind != "dot":
+            raise ConfigError(
+                f"model.include_diagonal is true with interaction {kind!r}; only 'dot' has a "
+                "diagonal: leave it out"
+            )
+        for name in ("num_cross_layers", "cross_rank"):
+            value = getattr(self, name)
+            if (value > 0) != (kind == "cross") or value < 0:
+                raise ConfigError(
+                    f"model.{name} is {value} with interaction {kind!r}; 'cross' takes 1 or more "
+                    "(MLPerf's DLRM-DCNv2 has 3 layers of rank 512), the others 0"
+                )
+        for name in ("projection_branch1", "projection_branch2"):
+            widths = getattr(self, name)
+            if bool(widths) != (kind == "projection"):
+                raise ConfigError(
+                    f"model.{name} is {list(widths)} with interaction {kind!r}; 'projection' takes "
+                    "the widths of 1 layer or more, the others none"
+                )
+            if any(width < 1 for width in widths) or (widths and widths[-1] % self.embedding_dim):
+                raise ConfigError(
+                    f"model.{name} is {list(widths)}; widths of 1 or more are allowed, and the "
+                    f"last must be a multiple of embedding_dim, {self.embedding_dim}"
+                )

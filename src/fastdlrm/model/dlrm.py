@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
-from fastdlrm.model.config import Interaction
+from fastdlrm.model.interaction import Interaction
 from fastdlrm.model.lookup import Tables
 
 
@@ -19,6 +18,7 @@ class DLRM(nn.Module):
     Attributes:
         tables: The embedding tables.
         bottom_mlp: From N to D; None without dense features.
+        interaction: What joins their results.
         top_mlp: From the interaction's width to 1.
 
     Source: Naumov et al. 2019, arXiv:1906.00091.
@@ -30,17 +30,14 @@ class DLRM(nn.Module):
         self,
         tables: Tables,
         bottom_mlp: nn.Module | None,
+        interaction: Interaction,
         top_mlp: nn.Module,
-        *,
-        interaction: Interaction = "dot",
-        include_diagonal: bool = False,
     ) -> None:
         super().__init__()
         self.tables = tables
         self.bottom_mlp = bottom_mlp
-        self.top_mlp = top_mlp
         self.interaction = interaction
-        self.include_diagonal = include_diagonal
+        self.top_mlp = top_mlp
 
     def forward(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
         """Predict.
@@ -69,15 +66,11 @@ class DLRM(nn.Module):
             pooled = pooled.new_empty(len(dense), 0, pooled.shape[2])
         if vector is not None:
             pooled = pooled.to(vector.dtype)
-        if self.interaction == "dot":
-            joined = dot_interaction(vector, pooled, self.include_diagonal)
-        else:
-            joined = cat_interaction(vector, pooled)
-        logits: Tensor = self.top_mlp(joined)
+        logits: Tensor = self.top_mlp(self.interaction(vector, pooled))
         return logits.squeeze(1)
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters of the MLPs by name: all that the dense optimizer trains."""
+        """Parameters by name but for the tables': all that the dense optimizer trains."""
         return {n: p for n, p in self.named_parameters() if not n.startswith("tables.")}
 
     def state_tensors(self) -> dict[str, Any]:

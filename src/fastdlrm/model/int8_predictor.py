@@ -2,7 +2,7 @@
 
 Layers of few weights stay float32: they take little time, and a call in integers costs 30 us before
 it multiplies. So do the first layer, of the dense features, and the last, of one output, whose
-rounding would cost the most.
+rounding would cost the most, and the interaction.
 
 Shapes: B batch.
 """
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.evaluated import EvaluatedLayer, through
 from fastdlrm.model.int8_mlp import Int8Layers, Range, range_of
-from fastdlrm.model.predictor import EvaluatedLayer, Predictor, through
+from fastdlrm.model.predictor import Predictor
 
 MIN_WEIGHTS = 2**15
 """A layer of fewer weights stays float32: up to a batch of 100 or more it is the faster for it."""

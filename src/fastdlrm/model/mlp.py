@@ -47,7 +47,7 @@ def build_mlp(
     out_features: int = 0,
     norm: Norm = "none",
     dropout: float = 0.0,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
 ) -> nn.Sequential:
     """Stack layers, drawn as the reference does.
 
@@ -57,7 +57,7 @@ def build_mlp(
         out_features: Width of the linear output layer; 0 for none.
         norm: Between a hidden layer's linear part and its ReLU.
         dropout: Share of each hidden activation dropped in training.
-        generator: On the CPU.
+        generator: On the CPU; None: the weights are on no device and take no memory.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise((in_features, *hidden)):
@@ -82,12 +82,27 @@ def _after(width: int, norm: Norm, dropout: float) -> Iterable[nn.Module]:
         yield nn.Dropout(dropout)
 
 
-def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
-    """W ~ N(0, 2 / (fan_in + fan_out)), b ~ N(0, 1 / fan_out), variances.
+def drawn_weight(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.Parameter:
+    """W ~ N(0, 2 / (fan_in + fan_out)), a variance; shape (fan_out, fan_in).
+
+    Args:
+        fan_in: Inputs.
+        fan_out: Outputs.
+        generator: On the CPU; None: nothing is drawn, the numbers are on no device.
+    """
+    device = "meta" if generator is None else "cpu"
+    weight = nn.Parameter(torch.empty(fan_out, fan_in, device=device))
+    nn.init.normal_(weight, 0, math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+    return weight
+
+
+def _linear(fan_in: int, fan_out: int, generator: torch.Generator | None) -> nn.Linear:
+    """The weight as `drawn_weight`; b ~ N(0, 1 / fan_out), a variance.
 
     Source: Naumov et al. 2019, arXiv:1906.00091, as its code initialises.
     """
-    linear = nn.Linear(fan_in, fan_out, device="meta").to_empty(device="cpu")
-    nn.init.normal_(linear.weight, 0, math.sqrt(2 / (fan_in + fan_out)), generator=generator)
+    linear = nn.Linear(fan_in, fan_out, device="meta")
+    linear.weight = drawn_weight(fan_in, fan_out, generator)
+    linear.bias = nn.Parameter(torch.empty(fan_out, device=linear.weight.device))
     nn.init.normal_(linear.bias, 0, math.sqrt(1 / fan_out), generator=generator)
     return linear

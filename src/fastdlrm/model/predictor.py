@@ -8,43 +8,17 @@ server answers is what a prediction of the whole file says.
 Shapes: B batch, N dense features, F sparse features, D embedding dim.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.kernels.interaction import cat_interaction, dot_interaction
-from fastdlrm.kernels.mlp import MIN_COLUMNS, MIN_ROWS, row_linear, weight_pieces
+from fastdlrm.kernels.mlp import MIN_COLUMNS, MIN_ROWS, row_linear
 from fastdlrm.model.dlrm import DLRM
-from fastdlrm.model.mlp import layers_of
+from fastdlrm.model.evaluated import Linear, evaluated, linear_layers, through
 
 WIDTH_MULTIPLE = 8
 """The top MLP's input is widened by zeros to a multiple of this: matrix products are faster."""
-
-
-class EvaluatedLayer(NamedTuple):
-    """A linear layer as it is computed.
-
-    Attributes:
-        pieces: Its weight, as `weight_pieces` makes them.
-        bias: Shape (N,).
-        norm: The normalisation behind it.
-    """
-
-    pieces: tuple[Tensor, ...]
-    bias: Tensor
-    norm: nn.Module | None
-
-
-class _Linear(NamedTuple):
-    """A linear layer's tensors, shape (N, K) and (N,), and the normalisation behind it."""
-
-    weight: Tensor
-    bias: Tensor
-    norm: nn.Module | None
 
 
 class Predictor:
@@ -63,12 +37,13 @@ class Predictor:
         """
         self.dtype = dtype
         self._model = model
-        self._bottom = _evaluated(_layers(model.bottom_mlp), dtype)
-        first, *others = _layers(model.top_mlp)
-        self._width = -(-first.weight.shape[1] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        *top, last = (_widened(first, self._width), *others)
-        self._top = _evaluated(top, dtype)
-        (self._last,) = _evaluated([_with_more_outputs(last)], torch.float32)
+        self._bottom = evaluated(linear_layers(model.bottom_mlp), dtype)
+        first, *others = linear_layers(model.top_mlp)
+        width = -(-first.weight.shape[1] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        self._join = model.interaction.evaluated(dtype, width)
+        *top, last = (_widened(first, width), *others)
+        self._top = evaluated(top, dtype)
+        (self._last,) = evaluated([_with_more_outputs(last)], torch.float32)
 
     @torch.inference_mode()
     def __call__(self, dense: Tensor, sparse: SparseBatch) -> Tensor:
@@ -101,12 +76,7 @@ class Predictor:
             dense = F.pad(dense, (0, 0, 0, MIN_ROWS - B))
             pooled = F.pad(pooled, (0, 0, 0, 0, 0, MIN_ROWS - B))
         vector = None if model.bottom_mlp is None else self._through_bottom(dense)
-        if model.interaction == "dot":
-            joined = dot_interaction(vector, pooled, model.include_diagonal, self._width)
-        else:
-            joined = cat_interaction(vector, pooled)
-            joined = F.pad(joined, (0, self._width - joined.shape[1]))
-        hidden = self._through_top(joined)
+        hidden = self._through_top(self._join(vector, pooled))
         logits = row_linear(hidden, self._last.pieces, self._last.bias, relu=False)
         return logits[:B, 0].contiguous()
 
@@ -119,55 +89,12 @@ class Predictor:
         return through(self._top, joined).float()
 
 
-def through(layers: Sequence[EvaluatedLayer], x: Tensor) -> Tensor:
-    """Linear, norm, ReLU, linear, norm, ReLU, ..."""
-    for pieces, bias, norm in layers:
-        x = row_linear(x, pieces, bias, relu=norm is None)
-        if norm is not None:
-            x = norm(x.float()).relu_().to(x.dtype)
-    return x
-
-
-def _layers(mlp: nn.Module | None) -> list[_Linear]:
-    """The linear layers of an MLP, each with the normalisation that follows it."""
-    found: list[_Linear] = []
-    for module in layers_of(mlp):
-        if isinstance(module, nn.Linear):
-            found.append(_Linear(module.weight.detach(), module.bias.detach(), None))
-        elif not isinstance(module, nn.ReLU | nn.Dropout):
-            found[-1] = found[-1]._replace(norm=_Evaluated(module))
-    return found
-
-
-class _Evaluated(nn.Module):
-    """A normalisation as it computes in evaluation, whatever mode the model is in."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        if isinstance(norm, nn.BatchNorm1d):
-            moments = norm.running_mean, norm.running_var
-            return F.batch_norm(x, *moments, norm.weight, norm.bias, eps=norm.eps)
-        y: Tensor = norm(x)
-        return y
-
-
-def _evaluated(layers: Sequence[_Linear], dtype: torch.dtype) -> list[EvaluatedLayer]:
-    return [
-        EvaluatedLayer(weight_pieces(layer.weight.to(dtype)), layer.bias.to(dtype), layer.norm)
-        for layer in layers
-    ]
-
-
-def _widened(layer: _Linear, width: int) -> _Linear:
+def _widened(layer: Linear, width: int) -> Linear:
     """A layer whose input is widened by zeros."""
     return layer._replace(weight=F.pad(layer.weight, (0, width - layer.weight.shape[1])))
 
 
-def _with_more_outputs(last: _Linear) -> _Linear:
+def _with_more_outputs(last: Linear) -> Linear:
     """The output layer with outputs of zero beside its one; see `MIN_COLUMNS`."""
     more = MIN_COLUMNS - len(last.weight) if not last.weight.is_cuda else 0
     return last._replace(

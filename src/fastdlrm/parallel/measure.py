@@ -5,11 +5,13 @@ train do the timed lookups and sorts. Nodes are not told apart: a collective is 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fastdlrm.kernels.lookup import pooled_lookup
 from fastdlrm.kernels.row_gradient import sort_rows
@@ -110,21 +112,47 @@ def _free_bytes(world: World, device: torch.device) -> int:
 
 def copy_gb_s(device: torch.device) -> float:
     """GB/s, bytes read plus written, of copying memory on a device."""
-    source = torch.empty(COPY_BYTES[device.type] // 8, device=device)
-    target = torch.empty_like(source)
-    return COPY_BYTES[device.type] / _ns(lambda: target.copy_(source), device)
+    return COPY_BYTES[device.type] / _ns(copying(COPY_BYTES[device.type], device), device)
+
+
+def copying(num_bytes: int, device: torch.device) -> Callable[[], Tensor]:
+    """A copy of memory within a device.
+
+    Args:
+        num_bytes: Read plus written; a multiple of 8.
+        device: Where.
+    """
+    source = torch.zeros(num_bytes // 8, device=device)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+@contextmanager
+def products_as(precision: str, device: torch.device) -> Iterator[torch.dtype]:
+    """Multiply float32 as a precision says, on a GPU; a CPU does it the way the process is set to.
+
+    Args:
+        precision: fp32, tf32 (on a CPU the same as fp32) or bf16.
+        device: That multiplies.
+
+    Yields:
+        The type of the matrices.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield torch.bfloat16 if precision == "bf16" else torch.float32
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _gemms(device: torch.device) -> dict[str, float]:
-    """TFLOP/s by precision; on a CPU tf32 is fp32, and fp32 the way the process is set to."""
-    width, before = GEMM_WIDTH[device.type], torch.get_float32_matmul_precision()
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-        found[name] = 2 * width**3 / _ns(partial(torch.matmul, a, b), device) / 1e3
-    torch.set_float32_matmul_precision(before)
+    """TFLOP/s by precision."""
+    width, found = GEMM_WIDTH[device.type], {}
+    for name in ("fp32", "tf32", "bf16"):
+        with products_as(name, device) as dtype:
+            a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+            found[name] = 2 * width**3 / _ns(partial(torch.matmul, a, b), device) / 1e3
     return found
 
 
@@ -157,9 +185,7 @@ def _collectives(world: World, device: torch.device) -> tuple[float, float, floa
     W, large = world.size, EXCHANGED_BYTES[device.type]
 
     def exchange(num_bytes: int) -> float:
-        sent = torch.zeros(num_bytes // 4 // W * W, device=device)
-        received = torch.empty_like(sent)
-        return _ns(lambda: world.all_to_all(received, sent).wait(), device)
+        return median_of(exchange_times_ns(world, device, num_bytes))
 
     def reduce(num_bytes: int) -> float:
         tensor = torch.zeros(num_bytes // 4, device=device)
@@ -175,8 +201,30 @@ def _collectives(world: World, device: torch.device) -> tuple[float, float, floa
     )
 
 
+def exchange_times_ns(world: World, device: torch.device, num_bytes: int) -> list[int]:
+    """Times of an all-to-all; all ranks must call it.
+
+    Args:
+        world: Entered, of two ranks or more.
+        device: Of this rank.
+        num_bytes: Of each rank's tensor, of which it keeps its own part.
+    """
+    sent = torch.zeros(num_bytes // 4 // world.size * world.size, device=device)
+    received = torch.empty_like(sent)
+    return _times_ns(lambda: world.all_to_all(received, sent).wait(), device)
+
+
+def median_of(times: list[int]) -> float:
+    """The upper one of the two in the middle."""
+    return float(sorted(times)[len(times) // 2])
+
+
 def _ns(call: Callable[[], object], device: torch.device) -> float:
-    """The median of some calls, two unmeasured ones before them."""
+    return median_of(_times_ns(call, device))
+
+
+def _times_ns(call: Callable[[], object], device: torch.device) -> list[int]:
+    """Of some calls, two unmeasured ones before them."""
     times = []
     for k in range(REPEATS + 2):
         _wait(device)
@@ -185,7 +233,7 @@ def _ns(call: Callable[[], object], device: torch.device) -> float:
         _wait(device)
         if k >= 2:
             times.append(time.perf_counter_ns() - began)
-    return float(sorted(times)[REPEATS // 2])
+    return times
 
 
 def _wait(device: torch.device) -> None:

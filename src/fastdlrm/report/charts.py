@@ -4,12 +4,15 @@ Colors are names of CSS variables, which the page's script replaces, so that a c
 and dark. Texts from data are shown as they are, never as markup.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 Figure = dict[str, Any]
+
+Mark = Literal["line", "points", "both"]
 
 INK, MUTED, GRID = "--ink", "--muted", "--grid"
 COLORS = tuple(f"--series-{i}" for i in range(1, 7))
@@ -30,6 +33,7 @@ class Axis:
         format: Of its numbers, in D3's notation: ",d" whole, ".0%" shares.
         bounds: First and last number; None lets the data decide.
         starts_at_zero: Whether 0 is on it.
+        ticks: Numbers that are written; empty lets the data decide.
     """
 
     title: str
@@ -37,6 +41,7 @@ class Axis:
     format: str = ""
     bounds: tuple[float, float] | None = None
     starts_at_zero: bool = False
+    ticks: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,9 @@ class Series:
         is_faint: Whether it is background: thin, and not in the legend.
         is_step: Whether values hold for an interval rather than for a point.
         is_filled: Whether the area under the line is filled.
+        is_dashed: Whether the line is: a limit, or numbers of others.
+        mark: Of a line chart's values.
+        labels: Words beside the points.
     """
 
     name: str
@@ -64,22 +72,33 @@ class Series:
     is_faint: bool = False
     is_step: bool = False
     is_filled: bool = False
+    is_dashed: bool = False
+    mark: Mark = "line"
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A figure with its words.
+    """A figure with its words and its numbers.
 
     Attributes:
         title: What it shows.
         figure: Plotly's data and layout.
         height_px: Of the figure; its width is the page's.
+        series: Its numbers.
+        x: Title of the axis below.
+        y: Title of the axis beside; empty where rows have names.
+        rows: Names of the places, where these are no numbers.
         note: How to read it.
     """
 
     title: str
     figure: Figure
     height_px: int
+    series: Sequence[Series]
+    x: str
+    y: str = ""
+    rows: Sequence[str] = ()
     note: str = ""
 
 
@@ -91,24 +110,73 @@ def line_chart(
     for one in series:
         if one.low:
             data += _band(one)
-        line = {"color": one.color, "width": 1 if one.is_faint else 2}
-        line |= {"shape": "hvh"} if one.is_step else {}
-        area = {"fill": "tozeroy", "fillcolor": f"{one.color}-faint"} if one.is_filled else {}
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": _plain(one.name),
-                "x": list(one.places),
-                "y": list(one.values),
-                "line": line,
-                "showlegend": not one.is_faint and len(series) > 1,
-                "hovertemplate": _hover(x.format, y.format),
-                **area,
-            }
-        )
-    figure = _figure(data, xaxis=_axis(x), yaxis=_axis(y))
-    return Chart(title=title, figure=figure, height_px=height_px, note=note)
+        data.append(_line(one, x, y) | {"showlegend": not one.is_faint and len(series) > 1})
+    places = [place for one in series for place in one.places]
+    values = [value for one in series for value in (*one.values, *one.low, *one.high)]
+    figure = _figure(data, xaxis=_axis(x, places), yaxis=_axis(y, values))
+    return Chart(
+        title=title,
+        figure=figure,
+        height_px=height_px,
+        series=series,
+        x=x.title,
+        y=y.title,
+        note=note,
+    )
+
+
+def bar_chart(
+    title: str,
+    groups: Sequence[str],
+    series: Sequence[Series],
+    x: str,
+    y: Axis,
+    *,
+    members: Sequence[str] = (),
+    note: str = "",
+    height_px: int = 340,
+) -> Chart:
+    """Bars of stacked series.
+
+    Args:
+        title: What it shows.
+        groups: Name of each bar, or, with members, of the group it stands in.
+        series: One value a bar.
+        x: Title of the axis below.
+        y: Of the values.
+        members: Name of each bar in its group; empty: a bar is a group of its own.
+        note: How to read it.
+        height_px: Of the figure.
+    """
+    names = [_plain(name) for name in groups]
+    places = [names, [_plain(name) for name in members]] if members else names
+    data = [
+        {
+            "type": "bar",
+            "name": _plain(one.name),
+            "x": places,
+            "y": list(one.values),
+            "marker": {"color": one.color},
+            "showlegend": True,
+            "hovertemplate": _hover("", y.format),
+        }
+        for one in series
+    ]
+    kind = {"type": "multicategory", "dividercolor": GRID} if members else {"type": "category"}
+    below = _axis(Axis(title=x)) | kind
+    figure = _figure(data, xaxis=below, yaxis=_axis(y))
+    figure["layout"] |= {"barmode": "stack", "bargap": 0.35}
+    rows = [f"{a}, {b}" for a, b in zip(groups, members, strict=True)] if members else groups
+    return Chart(
+        title=title,
+        figure=figure,
+        height_px=height_px,
+        series=series,
+        x=x,
+        y=y.title,
+        rows=rows,
+        note=note,
+    )
 
 
 def dot_chart(
@@ -146,8 +214,45 @@ def dot_chart(
             }
         data.append(trace)
     figure = _figure(data, xaxis=_axis(x), yaxis=_rows_axis(rows))
-    height_px = _AXES_PX + _ROW_PX * len(rows)
-    return Chart(title=title, figure=figure, height_px=height_px, note=note)
+    return Chart(
+        title=title,
+        figure=figure,
+        height_px=_AXES_PX + _ROW_PX * len(rows),
+        series=series,
+        x=x.title,
+        rows=rows,
+        note=note,
+    )
+
+
+_MODES = {"line": "lines", "points": "markers", "both": "lines+markers"}
+
+
+def _line(one: Series, x: Axis, y: Axis) -> Figure:
+    line = {"color": one.color, "width": 1 if one.is_faint else 2}
+    line |= {"shape": "hvh"} if one.is_step else {}
+    line |= {"dash": "dash"} if one.is_dashed else {}
+    trace: Figure = {
+        "type": "scatter",
+        "mode": _MODES[one.mark],
+        "name": _plain(one.name),
+        "x": list(one.places),
+        "y": list(one.values),
+        "line": line,
+        "hovertemplate": _hover(x.format, y.format),
+    }
+    if one.is_filled:
+        trace |= {"fill": "tozeroy", "fillcolor": f"{one.color}-faint"}
+    if one.mark != "line":
+        trace |= {"marker": {"color": one.color, "size": 7}, "cliponaxis": False}
+    if one.labels:
+        trace["mode"] += "+text"
+        trace |= {
+            "text": [_plain(label) for label in one.labels],
+            "textposition": "top center",
+            "textfont": {"color": MUTED, "size": 11},
+        }
+    return trace
 
 
 def _rows_axis(rows: Sequence[str]) -> Figure:
@@ -188,7 +293,7 @@ def _figure(data: list[Figure], *, xaxis: Figure, yaxis: Figure) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _axis(axis: Axis) -> Figure:
+def _axis(axis: Axis, numbers: Iterable[float | None] = ()) -> Figure:
     out: Figure = {
         "title": {"text": _plain(axis.title), "standoff": 8, "font": {"color": MUTED, "size": 12}},
         "type": "log" if axis.is_log else "linear",
@@ -199,12 +304,20 @@ def _axis(axis: Axis) -> Figure:
         "automargin": True,
     }
     if axis.is_log:
-        out |= {"dtick": 1, "minor": {"showgrid": False}}
+        out |= {"dtick": _log_step(numbers), "minor": {"showgrid": False}}
     if axis.bounds is not None:
         out["range"] = list(axis.bounds)
     if axis.starts_at_zero:
         out["rangemode"] = "tozero"
+    if axis.ticks:
+        out |= {"tickmode": "array", "tickvals": list(axis.ticks)}
     return out
+
+
+def _log_step(numbers: Iterable[float | None]) -> int | str:
+    """Powers of ten where there are two or more; else 1, 2 and 5 times them."""
+    shown = [math.log10(number) for number in numbers if number]
+    return "D2" if shown and max(shown) - min(shown) < 2 else 1
 
 
 def _band(series: Series) -> list[Figure]:

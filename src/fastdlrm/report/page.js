@@ -1,5 +1,5 @@
 "use strict";
-// Draws every chart in the colors of the page, again when the page turns light or dark.
+// Draws every chart in the colors of the page, again when the page turns light or dark or is printed.
 (() => {
   const figures = JSON.parse(document.getElementById("charts").textContent);
   const places = [...document.querySelectorAll(".chart")];
@@ -15,17 +15,24 @@
     return Object.fromEntries(entries);
   };
 
-  const draw = async () => {
+  const draw = async (width) => {
     const style = getComputedStyle(document.documentElement);
-    for (const [i, place] of places.entries()) {
+    const drawn = places.map((place, i) => {
       const { data, layout } = colored(figures[i], style);
       layout.font.family = style.getPropertyValue("--font");
-      await Plotly.react(place, data, layout, config);
-      place.dataset.drawn = "yes";
-    }
+      return Plotly.newPlot(place, data, { ...layout, width }, config);
+    });
+    for (const place of await Promise.all(drawn)) place.dataset.drawn = "yes";
     document.documentElement.dataset.drawn = places.length;
   };
 
+  const print = (isPrinted) => {
+    document.documentElement.classList.toggle("printed", isPrinted);
+    draw(isPrinted ? 660 : undefined); // paper is narrower than a window, and white
+  };
+
   draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 })();

@@ -28,7 +28,25 @@ class Share:
     value: float | None
 
 
-Cell = str | Share
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A cell that shows a number.
+
+    Attributes:
+        value: None shows an empty cell.
+        format: Python's, of what is shown.
+    """
+
+    value: float | None
+    format: str = ".4g"
+
+    @property
+    def text(self) -> str:
+        """As it is shown."""
+        return "" if self.value is None else format(self.value, self.format)
+
+
+Cell = str | Share | Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +69,13 @@ class Paragraph:
     """Running text."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Remarks, one a line."""
+
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +107,7 @@ class Fold:
     is_open: bool = False
 
 
-Block = Paragraph | Tiles | Table | Chart | Grid | Fold
+Block = Paragraph | Notes | Tiles | Table | Chart | Grid | Fold
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +196,9 @@ class _Body:
         match block:
             case Paragraph():
                 return f"<p>{escape(block.text)}</p>"
+            case Notes():
+                items = "".join(f"<li>{escape(text)}</li>" for text in block.texts)
+                return f'<ul class="notes">{items}</ul>'
             case Tiles():
                 return f'<dl class="tiles">{"".join(map(_tile, block.figures))}</dl>'
             case Table():
@@ -219,18 +247,24 @@ def _table(table: Table) -> str:
 
 
 def _cell(kind: str, cell: Cell) -> str:
+    style = ""
+    if isinstance(cell, Share) and cell.value is not None:
+        kind, style = f"{kind} share", f' style="--share: {cell.value:.2%}"'
+    return f'<td class="{kind}"{style}>{escape(cell_text(cell))}</td>'
+
+
+def cell_text(cell: Cell) -> str:
+    """What a cell shows.
+
+    Of a share, one digit after the point; what is not nothing is not shown as nothing.
+    """
     if isinstance(cell, str):
-        return f'<td class="{kind}">{escape(cell)}</td>'
-    if cell.value is None:
-        return f'<td class="{kind}"></td>'
-    return f'<td class="{kind} share" style="--share: {cell.value:.2%}">{_percent(cell.value)}</td>'
-
-
-def _percent(share: float) -> str:
-    """One digit after the point; what is not nothing is not shown as nothing."""
-    if share == 0:
-        return "0"
-    return "&lt; 0.1%" if share < 0.0005 else f"{share:.1%}"
+        return cell
+    if isinstance(cell, Number):
+        return cell.text
+    if not cell.value:
+        return "" if cell.value is None else "0"
+    return "< 0.1%" if cell.value < 0.0005 else f"{cell.value:.1%}"
 
 
 def _json(charts: Sequence[Chart]) -> str:

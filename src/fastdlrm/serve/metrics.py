@@ -18,8 +18,10 @@ from fastdlrm.serve.instruments import counters, histograms
 from fastdlrm.serve.recent import Recent
 
 STAGES = ("parse", "queue", "encode", "compute", "respond", "total")
-"""parse: body decoded and checked; queue: until a worker has it; encode and compute: in the worker;
-respond: scores to bytes; total: from the headers' arrival to the answer handed to the system."""
+"""parse: from the headers' arrival until the body is decoded and checked; queue: in the front,
+until a worker is given it; encode and compute: in the worker; respond: scores to bytes; total: from
+the headers' arrival to the scores, so without respond. What total holds beyond parse, queue, encode
+and compute is the hand-over: messages to the worker and back, and waiting there behind a batch."""
 
 # 50 us to 10 s: two to four bounds a decade, finer where a ranking request usually ends
 SECONDS = (
@@ -131,6 +133,9 @@ class Metrics:
         self.swap_seconds = histograms(
             "fastdlrm_swap_seconds", "Time to load, check and warm a version", SWAP_SECONDS, "model"
         )
+        self.task_failures = counters(
+            "fastdlrm_task_failures", "Failures of tasks of the server's own, begun again", "task"
+        )
         self.loop_lag = histograms(
             "fastdlrm_event_loop_lag_seconds", "How late the event loop runs a timer", SECONDS
         )
@@ -143,7 +148,7 @@ class Metrics:
         for family in (
             *(self.stage_seconds, self.query_rows, self.batch_rows, self.batch_fill),
             *(self.flushes, self.failures, self.requests, self.swap_seconds),
-            *(self.loop_lag, self.gc_pauses, _Gauges(self)),
+            *(self.task_failures, self.loop_lag, self.gc_pauses, _Gauges(self)),
         ):
             self._registry.register(family)
         ProcessCollector(registry=self._registry)

@@ -171,8 +171,15 @@ class Chart {
 const charts = CHARTS.map(spec => new Chart(spec));
 addEventListener("resize", () => charts.forEach(chart => chart.draw()));
 
-const STAGES = [["parse", "s6"], ["queue", "s3"], ["encode", "s2"], ["compute", "s1"],
-  ["respond", "s4"]];
+const STAGES = [
+  ["parse", "s6", "reading and checking the request"],
+  ["queue", "s3", "waiting in the server until a worker takes it; 0 while one idles"],
+  ["hand-over", "s5", "the rest: messages to the worker and back, waiting there behind the batch it computes"],
+  ["encode", "s2", "raw values to rows of tables, in the worker"],
+  ["compute", "s1", "the model, in the worker"],
+  ["respond", "s4", "writing the answer"],
+];
+const TIMED = ["parse", "queue", "encode", "compute"];  // what "total" holds beside the hand-over
 
 function drawStages(status) {
   const sums = {};
@@ -183,16 +190,19 @@ function drawStages(status) {
   snapshots.push(sums);
   if (snapshots.length > 11) snapshots.shift();
   const old = snapshots[0];
-  const means = STAGES.map(([name]) => {
+  const mean = name => {
     const count = (sums[name]?.count || 0) - (old[name]?.count || 0);
     return count > 0 ? 1000 * (sums[name].sum_s - old[name].sum_s) / count : 0;
-  });
+  };
+  const rest = Math.max(0, mean("total") - TIMED.reduce((sum, name) => sum + mean(name), 0));
+  const means = STAGES.map(([name]) => name === "hand-over" ? rest : mean(name));
   const total = means.reduce((a, b) => a + b, 0);
   $("stages").hidden = !total;
   if (!total) return;
-  $("stack").replaceChildren(...STAGES.map(([name, color], at) => el("span",
-    { title: name, style: `width: ${100 * means[at] / total}%; background: var(--${color})` })));
-  $("stage-keys").replaceChildren(...STAGES.map(([name, color], at) => el("span", { className: "key" },
+  $("stack").replaceChildren(...STAGES.map(([name, color, meaning], at) => el("span",
+    { title: `${name}: ${meaning}`, style: `width: ${100 * means[at] / total}%; background: var(--${color})` })));
+  $("stage-keys").replaceChildren(...STAGES.map(([name, color, meaning], at) => el("span",
+    { className: "key", title: meaning },
     el("i", { style: `background: var(--${color})` }), `${name} `,
     el("b", {}, `${number(means[at])} ms`))));
   $("stage-window").textContent = `mean of the last ${Math.max(1, snapshots.length - 1)} s`;

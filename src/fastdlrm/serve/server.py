@@ -26,6 +26,7 @@ from fastdlrm.serve import grpc_service
 from fastdlrm.serve.access import Access
 from fastdlrm.serve.app import App
 from fastdlrm.serve.backend import Backend
+from fastdlrm.serve.background import Background
 from fastdlrm.serve.config import ServeConfig
 from fastdlrm.serve.grpc_service import GrpcService, make_server
 from fastdlrm.serve.http import BodyBudget
@@ -97,6 +98,7 @@ class Server:
             access_share=config.log.access_share,
         )
         self._metrics.gauges = self._gauges
+        self._background = Background(self._log, self._metrics)
         self._told_to_end = asyncio.Event()
         self._http: HttpServer | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -117,8 +119,7 @@ class Server:
             listener = listen(config.http)
             self.http_port = listener.getsockname()[1]
             serving = asyncio.create_task(self._http.serve(sockets=[listener]))
-            ticking = asyncio.create_task(self._tick())
-            watching: asyncio.Task[None] | None = None
+            self._background.start("tick", self._tick)
             try:
                 await self._start_grpc()
                 self._log(
@@ -130,16 +131,15 @@ class Server:
                     config=to_tree(config),
                 )
                 await self._start_models()
-                watching = self._watching()
+                self._watch()
                 self._be_ready(time.perf_counter() - began)
                 await self._until_told(serving)
                 await self._leave()
             finally:
                 self.state, self._backend.accepts = "draining", False
-                if watching is not None:
-                    watching.cancel()
+                self._background.stop("watch")
                 await self._drain(serving)
-                ticking.cancel()
+                self._background.stop("tick")
                 await self._repository.stop()
                 self._log("stopped", uptime_s=round(time.time() - self._reader.started, 1))
 
@@ -175,12 +175,12 @@ class Server:
                 task.cancel()
             await asyncio.gather(loading, ending, return_exceptions=True)
 
-    def _watching(self) -> "asyncio.Task[None] | None":
-        """Follows the repository from now on, if the config says so."""
+    def _watch(self) -> None:
+        """Follow the repository from now on, if the config says so."""
         every_s = self._config.watch.every_s
-        if not every_s:
-            return None
-        return asyncio.create_task(Watcher(self._repository, self._log).run(every_s))
+        if every_s:
+            watcher = Watcher(self._repository, self._log)
+            self._background.start("watch", lambda: watcher.run(every_s))
 
     def _be_ready(self, took_s: float) -> None:
         gc.collect()

@@ -39,7 +39,12 @@ class Watcher:
             await asyncio.sleep(every_s)
 
     async def look(self) -> None:
-        """Follow what has changed since the last look; what cannot be followed is logged."""
+        """Follow what has changed since the last look; what cannot be followed is logged.
+
+        Raises:
+            ExceptionGroup: What nobody foresaw, once all models have been looked at.
+        """
+        unforeseen: list[Exception] = []
         try:
             await self._repository.refresh()
         except (FastDLRMError, OSError) as problem:
@@ -51,6 +56,10 @@ class Watcher:
                 await self._follow_deltas(self._repository.get(version.name))
             except (FastDLRMError, OSError) as problem:
                 self._log("not_followed", level="error", model=version.name, problem=str(problem))
+            except Exception as problem:  # noqa: BLE001 the other models are followed all the same
+                unforeseen.append(problem)
+        if unforeseen:
+            raise ExceptionGroup("the repository is not followed", unforeseen)
 
     async def _follow_pointer(self, name: str) -> None:
         pointer = self._repository.current(name)

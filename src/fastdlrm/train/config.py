@@ -13,7 +13,7 @@ Metric = Literal["auc", "log_loss", "ne", "pr_auc", "accuracy"]
 
 
 class DenseOptimizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Optimizer of the MLPs."""
+    """Optimizer of the MLPs and of the interaction's parameters."""
 
     name: Literal["sgd", "adagrad", "adam", "adamw"]
     """adamw decouples the weight decay; the others add it to the gradient."""

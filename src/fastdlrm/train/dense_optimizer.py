@@ -1,4 +1,4 @@
-"""The MLPs' parameters in one flat tensor, and their optimizer.
+"""All parameters but the tables' in one flat tensor, and their optimizer.
 
 Invariants: every parameter is a view of `master`, its `.grad` a view of `gradient`, laid out alike,
 and the copy in the compute type too; so an update, a cast or a sum over ranks is one call.
@@ -50,10 +50,11 @@ class DenseOptimizer:
         """
         self._rule = DenseRule(config.name, config.eps, config.weight_decay)
         self._parameters = dict(parameters)
+        self._width_multiple = width_multiple
         self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
         size = 0
         for name, parameter in self._parameters.items():
-            padded = tuple(_up_to(width_multiple, extent) for extent in parameter.shape)
+            padded = tuple(self.padded(extent) for extent in parameter.shape)
             self._places[name] = (size, padded)
             size += _up_to(START_NUMBERS, prod(padded))
         device = next(iter(self._parameters.values())).device
@@ -77,27 +78,32 @@ class DenseOptimizer:
             pad_outputs: Whether the outputs are padded too; the inputs always are.
             master: Whether weight and bias are the float32 ones.
         """
-        outputs = self._parameters[f"{prefix}.weight"].shape[0]
+        outputs = None if pad_outputs else self._parameters[f"{prefix}.weight"].shape[0]
+        pairs = (self.tensors(f"{prefix}.{name}", master=master) for name in ("weight", "bias"))
+        values, grads = zip(*pairs, strict=True)
+        return Layer(*(x[:outputs] for x in (*values, *grads)))
 
-        def view(name: str, flat: Tensor) -> Tensor:
-            padded = self._padded(f"{prefix}.{name}", flat)
-            return padded if pad_outputs else padded[:outputs]
+    def tensors(self, name: str, *, master: bool = False) -> tuple[Tensor, Tensor]:
+        """A parameter in the compute type and its gradient, both padded.
 
+        Args:
+            name: Of the parameter.
+            master: Whether it is the float32 one.
+        """
         values = self.master if master else self.compute
-        return Layer(
-            view("weight", values),
-            view("bias", values),
-            view("weight", self.gradient),
-            view("bias", self.gradient),
-        )
+        return self._padded(name, values), self._padded(name, self.gradient)
 
-    def gradient_of(self, prefix: str) -> Tensor:
+    def padded(self, width: int) -> int:
+        """A width as it is padded."""
+        return _up_to(self._width_multiple, width)
+
+    def gradient_of(self, *prefixes: str) -> Tensor:
         """The gradients of all parameters whose names begin so, as one slice of `gradient`.
 
         Args:
-            prefix: Of parameters that follow one another.
+            prefixes: Of parameters that follow one another.
         """
-        starts = [start for name, (start, _) in self._places.items() if name.startswith(prefix)]
+        starts = [start for name, (start, _) in self._places.items() if name.startswith(prefixes)]
         if not starts:
             return self.gradient[:0]
         later = [start for start, _ in self._places.values() if start > starts[-1]]

@@ -2,6 +2,7 @@
 
 import torch
 
+from fastdlrm.contracts.processor import processor_name
 from fastdlrm.errors import ConfigError
 
 
@@ -33,3 +34,8 @@ def scoring_device(name: str) -> torch.device:
         name: What it was trained with.
     """
     return resolve_device("cpu" if name == "cpu" else "auto")
+
+
+def device_name(device: torch.device) -> str:
+    """What its maker calls it; empty where that is not known."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()

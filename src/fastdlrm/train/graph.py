@@ -1,8 +1,8 @@
 """Whole train steps as one CUDA graph: captured once, replayed at the cost of one launch.
 
 Invariants: a graph reads its batch and the step's numbers from the same memory at every replay;
-batches of another shape, and bags, whose sizes vary, go another way. The next batch is copied to
-the device while a step runs.
+batches of another shape go another way: bags are taken where every batch has as many ids and the
+tables lie in this process. The next batch is copied to the device while a step runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,18 +26,28 @@ class StepGraph:
     Args:
         run: The step.
         num_samples: B, of the batches that the graph takes.
+        takes_bags: Whether it takes bags.
     """
 
-    def __init__(self, run: Run, num_samples: int) -> None:
+    def __init__(self, run: Run, num_samples: int, *, takes_bags: bool) -> None:
         self._run = run
         self._num_samples = num_samples
+        self._takes_bags = takes_bags
+        self._shapes: list[torch.Size] = []
         self._warmups = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._copies = torch.cuda.Stream()
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a batch has the graph's shape: B samples of single ids, in one buffer."""
-        return batch.buffer is not None and batch.num_samples == self._num_samples
+        """Whether a batch has the graph's shape.
+
+        Args:
+            batch: B samples of single ids in one buffer, or of bags with as many ids as the first.
+        """
+        if batch.num_samples != self._num_samples:
+            return False
+        if batch.buffer is None and not self._takes_bags:
+            return False
+        return not self._shapes or [part.shape for part in _parts(batch)] == self._shapes
 
     def __call__(self, batch: Batch, now: Sequence[StepScalars]) -> Tensor:
         """Take one step.
@@ -70,11 +80,11 @@ class StepGraph:
 
     def _allocate(self, batch: Batch) -> None:
         """The memory that the graph reads, and two batches' worth for those on their way."""
-        num_dense, num_sparse = batch.dense.shape[1], batch.sparse.num_features
-        self._batch = Batch.allocate(self._num_samples, num_dense, num_sparse, device="cuda")
+        self._copies = torch.cuda.Stream()
+        self._shapes = [part.shape for part in _parts(batch)]
+        self._batch = batch.empty_like("cuda")
         self._scalars = torch.empty(2, len(StepScalars._fields), device="cuda")
-        assert self._batch.buffer is not None
-        self._staged = [torch.empty_like(self._batch.buffer) for _ in range(2)]
+        self._staged = [[torch.empty_like(part) for part in _parts(self._batch)] for _ in range(2)]
         self._is_free = [torch.cuda.Event() for _ in self._staged]
         for is_free in self._is_free:  # once all that was asked of this memory before is done
             is_free.record()
@@ -82,22 +92,34 @@ class StepGraph:
 
     def _load(self, batch: Batch, now: Sequence[StepScalars]) -> None:
         """Copy a batch and numbers to where the graph reads them, while the last step runs."""
-        assert batch.buffer is not None
-        assert self._batch.buffer is not None
-        source = batch.buffer if batch.buffer.is_cuda else self._stage(batch.buffer)
-        self._batch.buffer.copy_(source)
-        if source is not batch.buffer:
+        parts = _parts(batch)
+        is_here = all(part.is_cuda for part in parts)
+        for part, source in zip(
+            _parts(self._batch), parts if is_here else self._stage(parts), strict=True
+        ):
+            part.copy_(source)
+        if not is_here:
             self._is_free[-1].record()
         numbers = torch.tensor(now, dtype=torch.float32, pin_memory=True)
         self._scalars.copy_(numbers, non_blocking=True)
 
-    def _stage(self, buffer: Tensor) -> Tensor:
-        """Copy a buffer to the device on a stream of its own; the current one waits for it."""
+    def _stage(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Copy a batch to the device on a stream of its own; the current one waits for it."""
         self._staged.append(self._staged.pop(0))
         self._is_free.append(self._is_free.pop(0))
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(self._is_free[-1])
-            self._staged[-1].copy_(buffer, non_blocking=True)
+            for staged, part in zip(self._staged[-1], parts, strict=True):
+                staged.copy_(part, non_blocking=True)
             self._is_ready.record()
         torch.cuda.current_stream().wait_event(self._is_ready)
         return self._staged[-1]
+
+
+def _parts(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch: one where they lie in a buffer."""
+    if batch.buffer is not None:
+        return [batch.buffer]
+    sparse = batch.sparse
+    found = (batch.dense, batch.labels, sparse.ids, sparse.lengths, sparse.weights)
+    return [part for part in found if part is not None]

@@ -12,7 +12,7 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import interaction_width
+from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.parallel import footprint
 from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.recipe import Recipe
@@ -53,12 +53,14 @@ def memory_plan(
     R = sum(encoding.tables[table.name].num_embeddings for table in schema.tables)
     N, F = len(schema.dense), len(schema.sparse)
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
-    joined = interaction_width(model, F + bool(N), has_dense=N > 0)
-    bottom, top = [N, *model.bottom_mlp][bool(not N) :], [joined, *model.top_mlp, 1]
+    interaction = undrawn_interaction(model, schema)
+    bottom, top = [N, *model.bottom_mlp][bool(not N) :], [interaction.width, *model.top_mlp, 1]
     parameters = footprint.num_parameters(bottom) + footprint.num_parameters(top)
+    parameters += interaction.num_parameters
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
+    kept += interaction.cost().num_kept
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
     sort = int(B * F * (per_id + per_column * D))

@@ -19,7 +19,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     train: TrainConfig
     random: RandomConfig = RandomConfig()
     """How `fastdlrm random` draws features; of no account to raw files."""
+    sla_ms: float | None = None
+    """By when a query's answer must be there; benchmarks take it unless told otherwise."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed is {self.seed}; 0 .. 2**64 - 1 is allowed")
+        if self.sla_ms is not None and not self.sla_ms > 0:
+            raise ConfigError(f"sla_ms is {self.sla_ms:g}; above 0 is allowed")

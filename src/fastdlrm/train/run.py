@@ -3,7 +3,7 @@
 RUN/manifest.json            kind run: resolved config, schema, encoding
 RUN/vocab/TABLE.arrow        the dataset's vocabularies, so that raw rows can be encoded again
 RUN/checkpoints/step-*/      see `fastdlrm.checkpoint.store`
-RUN/records.jsonl            see `fastdlrm.train.records`
+RUN/records.jsonl            see `fastdlrm.contracts.record`
 RUN/matmul.json              see `fastdlrm.train.matmul`
 """
 
@@ -36,7 +36,7 @@ from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm, build_tables, require_fit
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.lookup import Tables
-from fastdlrm.train.device import resolve_device
+from fastdlrm.train.device import device_name, resolve_device
 from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
 
@@ -111,6 +111,7 @@ class Run:
             schema=dataset.schema,
             encoding=encoding,
             dataset_sha256=sha256_of(dataset.manifest_path),
+            machine=device_name(device),
         )
         write_manifest(folder, manifest)
         return cls(folder, manifest, recipe)

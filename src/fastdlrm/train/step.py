@@ -38,7 +38,7 @@ class TrainStep:
 
     Attributes:
         model: In training mode.
-        dense_optimizer: Of the MLPs.
+        dense_optimizer: Of all parameters but the tables'.
         sparse_optimizer: Of the tables.
         why_no_graph: Why steps are not replayed from a captured CUDA graph; empty if they are.
     """
@@ -74,9 +74,8 @@ class TrainStep:
             assert isinstance(model.tables, EmbeddingTables)
             self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
         # What of the gradient is known before the bottom MLP's backward pass, and the rest.
-        self._early, self._late = (
-            self.dense_optimizer.gradient_of(name) for name in ("top_mlp.", "bottom_mlp.")
-        )
+        self._early = self.dense_optimizer.gradient_of("interaction.", "top_mlp.")
+        self._late = self.dense_optimizer.gradient_of("bottom_mlp.")
         self._head: Head
         if unfused:
             loss = loss_function(config.loss, config.class_weights)
@@ -89,7 +88,13 @@ class TrainStep:
             or self.sparse_optimizer.why_no_graph
         )
         local_batch_size = config.global_batch_size // self._world.size
-        self._graph = None if self.why_no_graph else StepGraph(self._run, local_batch_size)
+        # cutting bags, or exchanging them, takes sizes that the host must know
+        takes_bags = config.gradient_accumulation_steps == 1 and isinstance(
+            model.tables, EmbeddingTables
+        )
+        self._graph = None
+        if not self.why_no_graph:
+            self._graph = StepGraph(self._run, local_batch_size, takes_bags=takes_bags)
 
     def __call__(self, batch: Batch, step: int, num_samples: int = 0) -> Tensor:
         """Take one step.

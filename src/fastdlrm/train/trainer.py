@@ -19,11 +19,10 @@ from fastdlrm.config import to_tree
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
-from fastdlrm.metrics.values import MetricValues
+from fastdlrm.metrics.values import MetricValues, is_better
 from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
-from fastdlrm.train.config import Metric
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.matmul import settle
@@ -42,8 +41,6 @@ RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
 
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
-
-LOWER_IS_BETTER: tuple[Metric, ...] = ("log_loss", "ne")
 
 
 class LoopState(msgspec.Struct, kw_only=True):
@@ -332,7 +329,7 @@ class Trainer:
         seconds = (time.perf_counter_ns() - began) / 1e9
         state.validation = values
         value = getattr(values, metric)
-        if value is not None and _is_better(metric, value, state.best_value):
+        if value is not None and is_better(metric, value, state.best_value):
             state.best_value, state.best_step = value, state.step
             state.evaluations_since_best = 0
         else:
@@ -451,9 +448,3 @@ class _Clock:
     def data_wait_share(self) -> float:
         total = self._wait_ns + self._step_ns
         return self._wait_ns / total if total else 0.0
-
-
-def _is_better(metric: Metric, value: float, best: float | None) -> bool:
-    if best is None:
-        return True
-    return value < best if metric in LOWER_IS_BETTER else value > best

@@ -11,9 +11,10 @@ from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import interaction_width, require_fit
-from fastdlrm.model.config import ModelConfig
-from fastdlrm.parallel.workload import Feature, Interaction, Workload
+from fastdlrm.model.build import require_fit, undrawn_interaction
+from fastdlrm.model.interaction import Interaction
+from fastdlrm.parallel.workload import Feature, Workload
+from fastdlrm.parallel.workload import Interaction as JointWork
 from fastdlrm.train.recipe import Recipe
 
 SAMPLED_ROWS = 2**16
@@ -54,8 +55,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         sample: At least one of its samples.
     """
     train, model = recipe.train, recipe.model
-    N, num_vectors = len(schema.dense), len(schema.sparse) + bool(schema.dense)
-    joined = interaction_width(model, num_vectors, has_dense=N > 0)
+    N, interaction = len(schema.dense), undrawn_interaction(model, schema)
     bags = zip(schema.sparse, _ids_by_feature(sample), strict=True)
     return Workload(
         num_embeddings={t.name: encoding.tables[t.name].num_embeddings for t in schema.tables},
@@ -70,8 +70,8 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         ),
         embedding_dim=model.embedding_dim,
         bottom_mlp=(N, *model.bottom_mlp) if N else (),
-        top_mlp=(joined, *model.top_mlp, 1),
-        interaction=Interaction(flop=_interaction_flop(model, num_vectors)),
+        top_mlp=(interaction.width, *model.top_mlp, 1),
+        interaction=joint_work(interaction),
         global_batch_size=train.global_batch_size,
         precision=train.precision,
         table_dtype=train.table_dtype,
@@ -81,12 +81,12 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
     )
 
 
-def _interaction_flop(model: ModelConfig, num_vectors: int) -> float:
-    """Multiplications and additions of the products of each pair."""
-    if model.interaction == "cat":
-        return 0.0
-    pairs = num_vectors * (num_vectors + (1 if model.include_diagonal else -1)) // 2
-    return 2.0 * pairs * model.embedding_dim
+def joint_work(interaction: Interaction) -> JointWork:
+    """What an interaction takes, as the planner has it."""
+    cost = interaction.cost()
+    return JointWork(
+        flop=cost.flop, num_parameters=interaction.num_parameters, num_kept=cost.num_kept
+    )
 
 
 def _ids_by_feature(sparse: SparseBatch) -> list[NDArray[np.int64]]:

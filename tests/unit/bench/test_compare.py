@@ -85,3 +85,15 @@ def test_nothing_in_common_is_an_error():
     results = made({"1": (1.0,) * 10}), made({"16": (1.0,) * 10})
     with pytest.raises(DataError, match="no measurement in common; run both"):
         compare(PATHS, results)
+
+
+def test_a_higher_rate_is_faster():
+    def rates(mean, seed):
+        result = made({"1": draws(mean, seed)})
+        (found,) = result.measurements
+        renamed = msgspec.structs.replace(found, unit="queries/s")
+        return msgspec.structs.replace(result, measurements=(renamed,))
+
+    (row,) = compare(PATHS, (rates(2.0, 1), rates(4.0, 2))).rows
+    assert row.ratios[0].verdict == "faster"
+    assert compare(PATHS, (rates(4.0, 1), rates(2.0, 2))).rows[0].ratios[0].verdict == "slower"

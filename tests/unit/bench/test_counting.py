@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from fastdlrm.bench.counting import ModelShape, Work, forward_work, num_pairs, training_work
+from fastdlrm.bench.counting import ModelShape, Work, forward_work, training_work
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.operators import model_shape
 
-TINY = ModelShape(bottom=(3, 2), top=(4, 1), num_sparse=1, dim=2, pairs=0)
+TINY = ModelShape(bottom=(3, 2), top=(4, 1), num_sparse=1, dim=2, num_products=0)
 """One layer 3 -> 2, one table of D = 2, both joined to 4, one layer 4 -> 1."""
 
 
@@ -40,17 +40,29 @@ def test_a_train_step_of_a_tiny_model():
 
 def test_products_of_vectors():
     # three vectors of 2: (1,0) (2,0) (2,1); each two multiplications and two additions
-    shape = ModelShape(bottom=(3, 2), top=(5, 1), num_sparse=2, dim=2, pairs=num_pairs(3))
-    assert num_pairs(3) == 3
-    assert num_pairs(3, include_diagonal=True) == 6
+    shape = ModelShape(bottom=(3, 2), top=(5, 1), num_sparse=2, dim=2, num_products=3 * 2)
     assert forward_work(shape, 1, 2)["interaction"].flop == 12
     assert training_work(shape, 1, 2, 2)["interaction"].flop == 36
     # in and out 6 + 5; their gradients 5 + 6; and the other vectors of the products, 6
     assert training_work(shape, 1, 2, 2)["interaction"].num_bytes == 4 * (11 + 11 + 6)
 
 
+def test_a_cross_network():
+    # two vectors of 2 side by side, one layer of rank 1: 4 x 1 and 1 x 4; four products
+    shape = replace(TINY, joint_layers=((4, 1), (1, 4)), num_products=4, num_joint_moved=4 * 4)
+    plain, work = forward_work(TINY, 2, 6), forward_work(shape, 2, 6)
+    assert work["fc"].flop == plain["fc"].flop + 2 * 2 * 8
+    # numbers: 2*4 in, 4 + 1 weights and biases, 2*1 out; 2*1 in, 4 + 4, 2*4 out
+    assert work["fc"].num_bytes == plain["fc"].num_bytes + 4 * (8 + 5 + 2 + 2 + 8 + 8)
+    # joined 4 to 4 as before; start, layer's result and input read, its output written
+    assert work["interaction"] == Work(2 * 2 * 4, 4 * 2 * (4 + 4 + 16))
+    trained, before = training_work(shape, 2, 6, 5), training_work(TINY, 2, 6, 5)
+    assert trained["fc"].flop == before["fc"].flop + 3 * 2 * 2 * 8
+    assert trained["interaction"] == Work(3 * 16, 2 * 4 * 2 * 24 + 4 * 2 * 4)
+
+
 def test_a_model_without_dense_features_has_a_gradient_in_every_layer():
-    shape = ModelShape(bottom=(), top=(2, 1), num_sparse=1, dim=2, pairs=0)
+    shape = ModelShape(bottom=(), top=(2, 1), num_sparse=1, dim=2, num_products=0)
     assert training_work(shape, 1, 1, 1)["fc"].flop == 3 * 4
     assert training_work(shape, 1, 1, 1)["interaction"] == Work(0, 0)  # nothing to join
 

@@ -40,5 +40,5 @@ def test_this_machine():
     found = fingerprint(torch.device("cpu"), 0.25)
     assert found.copy_gb_s["cpu"] > 0.1
     assert found.load_average == 0.25
-    assert found.versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(found.versions["torch"])
     assert found.num_threads == torch.get_num_threads()

@@ -1,6 +1,6 @@
 import pytest
 
-from fastdlrm.cli.bench import batch_sizes, compare, effort, pass_names
+from fastdlrm.cli.bench import batch_sizes, colocate, compare, effort, pass_names, table_kinds
 from fastdlrm.errors import ConfigError
 
 
@@ -20,6 +20,23 @@ def test_passes():
     for text in ("train", "", "inference,inference"):
         with pytest.raises(ConfigError, match=r"--passes .*: inference, training or both"):
             pass_names(text)
+
+
+def test_copies_are_whole_numbers_too():
+    with pytest.raises(ConfigError, match=r"--copies '0': different whole numbers from 1"):
+        batch_sizes("0", "1", "--copies")
+
+
+def test_tables():
+    assert table_kinds("both") == ("private", "shared")
+    assert table_kinds("shared") == ("shared",)
+    with pytest.raises(ConfigError, match="--tables 'own': private, shared or both is allowed"):
+        table_kinds("own")
+
+
+def test_an_sla_takes_time(tmp_path):
+    with pytest.raises(ConfigError, match="--sla-ms 0: above 0 is allowed"):
+        colocate("ncf", tmp_path / "c.json", device="cpu", sla_ms=0.0)
 
 
 def test_effort():

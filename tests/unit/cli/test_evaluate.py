@@ -5,9 +5,11 @@ import json
 import pytest
 
 from fastdlrm.cli.evaluate import evaluate
+from fastdlrm.contracts.processor import processor_name
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.generate import generate
 from fastdlrm.data.prepare import prepare
+from fastdlrm.metrics.eval_result import read_eval_result
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_recipe
@@ -41,3 +43,13 @@ def test_json_has_null_for_it(folder, capsys):
     evaluate(folder / "run", folder / "data", json=True)
     values = json.loads(capsys.readouterr().out)
     assert [values[name] for name in ("auc", "ne", "calibration", "pr_auc")] == [None] * 4
+
+
+def test_the_file_says_what_was_evaluated(folder, tmp_path, capsys):
+    out = tmp_path / "eval.json"
+    evaluate(folder / "run", folder / "data", out=out)
+    found = read_eval_result(out)
+    assert (found.run, found.split, found.step) == (str(folder / "run"), "test", 1)
+    assert (found.values.num_samples, found.values.roc) == (500, None)
+    assert found.config["train"]["max_steps"] == 1
+    assert found.machine == Run.open(folder / "run").manifest.machine == processor_name()

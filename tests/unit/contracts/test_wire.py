@@ -319,6 +319,16 @@ def test_wrong_answers_are_refused() -> None:
         )
 
 
+def test_null_stands_for_what_an_answer_may_lack() -> None:
+    output = '{"name":"score","datatype":"FP32","shape":[1],"parameters":null,"data":[0.5]}'
+    optional = '"model_version":null,"id":null,"parameters":null'
+    found = decode_outcome(f'{{"model_name":"m",{optional},"outputs":[{output}]}}'.encode())
+    assert (found.model_name, found.model_version, found.id) == ("m", "", "")
+    assert found.outputs["score"].values().tolist() == [0.5]
+    with pytest.raises(RequestError, match=r"Expected `str \| null`, got `int` - at `\$.id`"):
+        decode_outcome(b'{"model_name":"m","id":7,"outputs":[]}')
+
+
 def test_errors_are_json() -> None:
     assert json.loads(encode_error('a "b"')) == {"error": 'a "b"'}
     assert decode_error(encode_error("no")) == "no"

@@ -43,8 +43,8 @@ def test_applied_they_are_the_model_trained_further(source, run, tmp_path, table
     export(source, ExportOptions(name="ctr", tables=tables), tmp_path / "anew")
     served = ExportedModel.load(folder)
     rows = served.warmup_rows()
-    for path in [*first, *second]:
-        served.apply(read_delta(path))
+    assert served.apply_deltas() == 3
+    assert served.apply_deltas() == 3
     anew = ExportedModel.load(tmp_path / "anew")
     assert np.array_equal(served.predict_raw(rows), anew.predict_raw(rows))
 
@@ -68,6 +68,8 @@ def test_a_gap_is_told(source, run, tmp_path):
     delta_path(folder / DELTAS, 1).unlink()
     with pytest.raises(ExportError, match=r"deltas \[2\]; they count from 1 without a gap"):
         write_fresh_rows(folder, run, source.model)
+    with pytest.raises(ExportError, match=r"delta 2 after 0: 1 must be next; bring the missing"):
+        ExportedModel.load(folder).apply_deltas()
 
 
 def test_many_rows_are_several_deltas(source, run, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from fastdlrm.batch import Batch
 from fastdlrm.export.graphs import SIZES, GraphedPredictor
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import DotInteraction, Vectors
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.model.predictor import Predictor
 
@@ -19,7 +20,8 @@ def make_model(device: torch.device) -> DLRM:
     tables.initialise("normal", generator, 0.5)
     bottom = build_mlp(N, (32, D), generator=generator)
     top = build_mlp(D + 6, (64, 32), out_features=1, generator=generator)
-    return DLRM(tables, bottom, top).to(device).eval()
+    dot = DotInteraction(Vectors(3, D, True))
+    return DLRM(tables, bottom, dot, top).to(device).eval()
 
 
 def make_batch(B: int, seed: int) -> Batch:

@@ -5,6 +5,7 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from fastdlrm.contracts.exported import Machine
 from fastdlrm.errors import ExportError
@@ -12,6 +13,7 @@ from fastdlrm.export import programs
 from fastdlrm.export.model import ExportedModel
 from fastdlrm.export.programs import load_program, require_machine
 from fastdlrm.export.write import ExportOptions, export
+from tests.training import DIM, FEATURES, NUM_DENSE, make_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporters warn of themselves
 
@@ -44,6 +46,33 @@ def check(source, splits, folder, kind):
 @pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")
 def test_onnx(source, splits, tmp_path):
     check(source, splits, tmp_path / "model", "onnx")
+
+
+COMPILED = [
+    pytest.param("onnx", marks=pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")),
+    pytest.param(
+        "aoti",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("interaction", ["dot_self", "cat", "cross", "projection"])
+@pytest.mark.parametrize("kind", COMPILED)
+def test_every_interaction_compiles(kind, interaction, tmp_path):
+    """`build_program` compares it with the model, and rows with the same rows in other batches."""
+    model = make_model(interaction).eval()
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(200, NUM_DENSE, generator=generator)
+    pooled = torch.randn(200, len(FEATURES), DIM, generator=generator)
+    built = programs.build_program(kind, tmp_path, model, dense, pooled)
+    with torch.no_grad():
+        largest = float(model.head(dense, pooled).abs().max())
+    assert built.max_logit_difference < 1e-5 * largest
+    assert built.max_batch_difference < 1e-5 * largest
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from fastdlrm.export.calibration import fit_calibration, served_logits
 from fastdlrm.export.verify import Limits, labels_of, logits_of, require_equal, require_quality
 from fastdlrm.export.write import ExportOptions, export
 from fastdlrm.metrics.logistic import logistic
+from fastdlrm.model import int8_predictor
 from fastdlrm.model.int8_mlp import has_int8_products
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.evaluate import evaluate
@@ -64,7 +65,8 @@ def test_as_many_rows_are_compared_as_asked_for(source, splits, tmp_path):
         export(source, ExportOptions(name="ctr", verify_rows=0), tmp_path / "other", **splits)
 
 
-def test_all_precisions_are_compared(source, splits, tmp_path):
+def test_all_precisions_are_compared(source, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8_predictor, "MIN_WEIGHTS", 1)
     options = ExportOptions(name="ctr", tables="bf16", compare=True)
     manifest = export(source, options, tmp_path / "model", **splits)
     pairs = [(found.tables, found.mlp) for found in manifest.quality]

@@ -4,10 +4,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from fastdlrm.contracts.latency_bounded import Probe
 from fastdlrm.errors import ConfigError, LoadError
 from fastdlrm.load.plan import Plan, schedule_of
 from fastdlrm.load.samples import Samples
-from fastdlrm.load.search import Probe, judge, qps_at_sla, search, search_result
+from fastdlrm.load.search import judge, qps_at_sla, search, search_result
 from fastdlrm.load.summary import summarise
 from tests.queueing import fifo_done, md1_latency, md1_rate
 from tests.stub_server import stub_server

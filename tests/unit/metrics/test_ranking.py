@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc
 
-from fastdlrm.metrics.ranking import area_under_roc, auc_error_bound, average_precision
+from fastdlrm.metrics.ranking import (
+    area_under_roc,
+    auc_error_bound,
+    average_precision,
+    roc_curve,
+)
 
 
 def groups_of(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +73,31 @@ def test_agrees_with_scikit_learn(seed: int, num_scores: int) -> None:
     assert average_precision(positives, negatives) == pytest.approx(
         average_precision_score(labels, scores), abs=1e-12
     )
+
+
+def test_roc_of_four_groups() -> None:
+    # From the highest score down: + ; + - ; - ; + - : of 3 positives and 3 negatives, after each
+    # group 1/3, 2/3, 2/3, 1 are found, at 0, 1/3, 2/3, 1 false alarms.
+    curve = roc_curve(counts(1, 0, 1, 1), counts(1, 1, 1, 0))
+    assert curve is not None
+    assert curve.true_positive_rates == (0, 1 / 3, 2 / 3, 2 / 3, 1)
+    assert curve.false_positive_rates == (0, 0, 1 / 3, 2 / 3, 1)
+
+
+def test_roc_keeps_points_of_the_whole_curve() -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 5000)
+    scores = rng.normal(size=5000) + labels
+    curve = roc_curve(*groups_of(scores, labels), num_points=50)
+    assert curve is not None
+    assert 45 <= len(curve.true_positive_rates) == len(curve.false_positive_rates) <= 50
+    alarms, hits, _ = sklearn_roc(labels, scores, drop_intermediate=False)
+    whole = {(round(a, 9), round(h, 9)) for a, h in zip(alarms, hits, strict=True)}
+    chosen = zip(curve.false_positive_rates, curve.true_positive_rates, strict=True)
+    assert {(round(a, 9), round(h, 9)) for a, h in chosen} <= whole
+    area = np.trapezoid(curve.true_positive_rates, curve.false_positive_rates)
+    assert area == pytest.approx(roc_auc_score(labels, scores), abs=1e-3)
+
+
+def test_roc_needs_both_classes() -> None:
+    assert roc_curve(counts(1, 2), counts(0, 0)) is None

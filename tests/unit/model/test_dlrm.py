@@ -10,21 +10,20 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
 from tests import oracles
+from tests.interactions import SETTINGS, expected, linears, make_interaction
 
 DIM = 3
 BAGS = [[[1, 0], [], [4]], [[2], [2, 2, 0], [1]]]  # by feature, by sample
 
 
-def make_model(interaction: str, include_diagonal: bool = False, num_dense: int = 2) -> DLRM:
+def make_model(interaction: str, num_dense: int = 2) -> DLRM:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({"a": 5, "b": 3}, ["a", "b"], embedding_dim=DIM)
     tables.initialise("reference", generator)
-    vectors = 2 + bool(num_dense)
-    pairs = vectors * (vectors + (1 if include_diagonal else -1)) // 2
-    width = vectors * DIM if interaction == "cat" else pairs + (DIM if num_dense else 0)
     bottom = build_mlp(num_dense, [4, DIM], generator=generator) if num_dense else None
-    top = build_mlp(width, [6], out_features=1, generator=generator)
-    return DLRM(tables, bottom, top, interaction=interaction, include_diagonal=include_diagonal)
+    join = make_interaction(interaction, 2, DIM, num_dense > 0, generator)
+    top = build_mlp(join.width, [6], out_features=1, generator=generator)
+    return DLRM(tables, bottom, join, top)
 
 
 def batch() -> SparseBatch:
@@ -38,10 +37,6 @@ def batch() -> SparseBatch:
 
 
 def expected_logits(model: DLRM, dense: np.ndarray) -> np.ndarray:
-    def layers(mlp: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
-        linears = [m.double() for m in mlp if isinstance(m, nn.Linear)]
-        return [(m.weight.detach().numpy(), m.bias.detach().numpy()) for m in linears]
-
     pooled = [
         oracles.pooled_lookup(model.tables.table(t).double().numpy(), bags)
         for t, bags in zip("ab", BAGS, strict=True)
@@ -49,20 +44,15 @@ def expected_logits(model: DLRM, dense: np.ndarray) -> np.ndarray:
     pooled_BFD = np.stack(pooled, 1)
     vector = None
     if model.bottom_mlp is not None:
-        vector = oracles.mlp(dense, layers(model.bottom_mlp), relu_last=True)
-    if model.interaction == "dot":
-        joined = oracles.dot_interaction(vector, pooled_BFD, model.include_diagonal)
-    else:
-        joined = oracles.cat_interaction(vector, pooled_BFD)
-    return oracles.mlp(joined, layers(model.top_mlp), relu_last=False)[:, 0]
+        vector = oracles.mlp(dense, linears(model.bottom_mlp), relu_last=True)
+    joined = expected(model.interaction, vector, pooled_BFD)
+    return oracles.mlp(joined, linears(model.top_mlp), relu_last=False)[:, 0]
 
 
 @pytest.mark.parametrize("num_dense", [0, 2])
-@pytest.mark.parametrize(
-    ("interaction", "include_diagonal"), [("dot", False), ("dot", True), ("cat", False)]
-)
-def test_logits_match_the_oracle(interaction: str, include_diagonal: bool, num_dense: int) -> None:
-    model = make_model(interaction, include_diagonal, num_dense)
+@pytest.mark.parametrize("interaction", SETTINGS)
+def test_logits_match_the_oracle(interaction: str, num_dense: int) -> None:
+    model = make_model(interaction, num_dense)
     torch.manual_seed(0)
     dense = torch.randn(3, num_dense)
     found = model(dense, batch()).detach()
@@ -72,7 +62,7 @@ def test_logits_match_the_oracle(interaction: str, include_diagonal: bool, num_d
     )
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("interaction", ["dot", "cat", "cross", "projection"])
 def test_gradients_match_differences_of_the_oracle(interaction: str) -> None:
     model = make_model(interaction).double()
     torch.manual_seed(0)
@@ -110,7 +100,8 @@ def test_model_without_sparse_features() -> None:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({}, [], embedding_dim=DIM)
     top = build_mlp(DIM, [], out_features=1, generator=generator)
-    model = DLRM(tables, build_mlp(2, [DIM], generator=generator), top, interaction="cat")
+    bottom = build_mlp(2, [DIM], generator=generator)
+    model = DLRM(tables, bottom, make_interaction("cat", 0, DIM), top)
     none = torch.empty(0, dtype=torch.int32)
     empty = SparseBatch(ids=none, lengths=None, weights=None, num_features=0)
     assert model(torch.randn(4, 2), empty).shape == (4,)
@@ -128,6 +119,7 @@ def test_state_tensors_name_each_table_and_are_live() -> None:
     model = make_model("dot")
     tensors = model.state_tensors()
     assert {"tables.a", "tables.b", "bottom_mlp.0.weight", "top_mlp.2.bias"} < set(tensors)
+    assert "interaction.layers.0.u" in make_model("cross").state_tensors()
     assert len(tensors) == 2 + 8
     for tensor in tensors.values():
         tensor.fill_(0.5)
@@ -138,7 +130,8 @@ def test_state_tensors_hold_the_running_statistics_of_batch_norm() -> None:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({}, [], embedding_dim=DIM)
     top = build_mlp(DIM, [4], out_features=1, norm="batch", generator=generator)
-    model = DLRM(tables, build_mlp(2, [DIM], generator=generator), top, interaction="cat")
+    bottom = build_mlp(2, [DIM], generator=generator)
+    model = DLRM(tables, bottom, make_interaction("cat", 0, DIM), top)
     assert "top_mlp.1.running_mean" in model.state_tensors()
 
 

@@ -54,7 +54,7 @@ def test_range_holds_zero_and_cuts_both_ends() -> None:
     assert Range(-1.0, 1.0).zero in (127, 128)
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("interaction", ["dot", "cat", "cross"])
 @pytest.mark.parametrize("num_dense", [3, 0])
 def test_is_near_and_its_bits_are_a_samples_own(num_dense: int, interaction: str) -> None:
     model = make_model(interaction, num_dense, **LARGE).eval()

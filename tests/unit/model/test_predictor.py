@@ -9,6 +9,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.model.predictor import Predictor
+from tests.interactions import SETTINGS, make_interaction
 
 D = 8
 
@@ -24,13 +25,10 @@ def make_model(
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({"a": 20, "b": 7}, ["a", "b", "a"], embedding_dim=D)
     tables.initialise("normal", generator, 0.5)
-    vectors = 3 + bool(num_dense)
-    width = vectors * D
-    if interaction == "dot":
-        width = vectors * (vectors - 1) // 2 + D * bool(num_dense)
+    join = make_interaction(interaction, 3, D, num_dense > 0, generator)
     bottom_mlp = build_mlp(num_dense, bottom, generator=generator, **changes) if num_dense else None
-    top_mlp = build_mlp(width, top, out_features=1, generator=generator, **changes)
-    return DLRM(tables, bottom_mlp, top_mlp, interaction=interaction)
+    top_mlp = build_mlp(join.width, top, out_features=1, generator=generator, **changes)
+    return DLRM(tables, bottom_mlp, join, top_mlp)
 
 
 def make_inputs(num_dense: int, has_bags: bool, B: int) -> tuple[Tensor, SparseBatch]:
@@ -51,7 +49,7 @@ def make_inputs(num_dense: int, has_bags: bool, B: int) -> tuple[Tensor, SparseB
 @pytest.mark.parametrize("B", [1, 17])
 @pytest.mark.parametrize("has_bags", [False, True])
 @pytest.mark.parametrize("num_dense", [3, 0])
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("interaction", SETTINGS)
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.5}, {"norm": "layer"}, {"norm": "batch"}])
 def test_is_the_model(
     changes: dict[str, object], interaction: str, num_dense: int, has_bags: bool, B: int
@@ -80,6 +78,24 @@ def test_bf16_is_near_and_only_where_asked_for() -> None:
     assert not torch.equal(coarse, exact)
 
 
+@pytest.mark.parametrize("interaction", SETTINGS)
+def test_bits_are_a_samples_own_however_matrices_are_multiplied(interaction: str) -> None:
+    """oneDNN's products, which `train` may choose, depend on the batch where they are small."""
+    predictor = Predictor(make_model(interaction))
+    dense, sparse = make_inputs(3, False, 300)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        together = predictor(dense, sparse)
+        for start, count in ((0, 1), (5, 2), (3, 16), (40, 17), (31, 257)):
+            rows = slice(start, start + count)
+            assert torch.equal(
+                predictor(dense[rows], sparse.slice(start, start + count)), together[rows]
+            )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 WIDE = {"bottom": (1024, 256, 64, D), "top": (512, 256)}
 NARROW = {"bottom": (6, D), "top": (9, 5)}
 
@@ -88,7 +104,7 @@ NARROW = {"bottom": (6, D), "top": (9, 5)}
 @pytest.mark.parametrize("changes", [{}, {"norm": "layer"}, {"norm": "batch"}])
 @pytest.mark.parametrize("has_bags", [False, True])
 @pytest.mark.parametrize("num_dense", [3, 0])
-@pytest.mark.parametrize("interaction", ["dot", "cat"])
+@pytest.mark.parametrize("interaction", SETTINGS)
 @pytest.mark.parametrize("widths", [WIDE, NARROW])
 def test_bits_do_not_depend_on_the_other_samples(
     widths: dict[str, tuple[int, ...]],

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from fastdlrm.report.charts import Axis, Series, dot_chart, line_chart
+from fastdlrm.report.charts import COLORS, Axis, Series, bar_chart, dot_chart, line_chart
 from tests.builders import ROOT
 
 go = pytest.importorskip("plotly.graph_objects", reason="needs the extra `report`")
@@ -19,6 +19,16 @@ LINES = [
 DOTS = [
     Series(name="rate", values=[0.1, 0.3], low=[0.05, 0.2], high=[0.2, 0.5]),
     Series(name="chance", values=[0.2, None], is_faint=True),
+]
+BARS = [Series(name="fc", values=[0.4, 0.7]), Series(name="other", values=[0.6, None])]
+POINTS = [
+    Series(name=color, places=[1], values=[2], low=[1], high=[3], color=color, mark=mark, **more)
+    for color, mark, more in zip(
+        COLORS,
+        ("line", "points", "both") * 2,
+        ({"is_dashed": True}, {"labels": ["64"]}, {}) * 2,
+        strict=True,
+    )
 ]
 
 
@@ -47,8 +57,11 @@ def variables(value):
         line_chart("t", LINES[:1], Axis(title="x", bounds=(0, 1)), Y, height_px=200),
         dot_chart("t", ["one", "two"], DOTS, Axis(title="x", starts_at_zero=True)),
         dot_chart("t", ["one", "two"], DOTS[:1], Axis(title="x")),
+        line_chart("t", POINTS, Axis(title="x", is_log=True, ticks=(1, 4)), Y),
+        bar_chart("t", ["1", "16"], BARS, "x", Y),
+        bar_chart("t", ["1", "1"], BARS, "x", Y, members=["A", "B"]),
     ],
-    ids=["lines", "line", "dots", "one series of dots"],
+    ids=["lines", "line", "dots", "one series of dots", "points", "bars", "groups of bars"],
 )
 def test_figures_are_valid_and_their_colors_exist(chart):
     go.Figure(colored(chart.figure))  # raises on what Plotly does not know
@@ -61,6 +74,25 @@ def test_a_band_lies_around_its_line():
     assert (low["y"], high["y"], line["y"]) == ([0, 0.1], [0.2, 0.3], [0.1, 0.2])
     assert high["fill"] == "tonexty"
     assert [trace["showlegend"] for trace in (low, high)] == [False, False]
+
+
+def test_what_a_chart_is_of_stays_with_it():
+    chart = bar_chart("t", ["1", "1"], BARS, "x", Y, members=["A", "B"])
+    assert (chart.x, chart.y, list(chart.rows)) == ("x", "share", ["1, A", "1, B"])
+    assert chart.figure["data"][0]["x"] == [["1", "1"], ["A", "B"]]
+    dots = dot_chart("t", ["one", "two"], DOTS, X)
+    assert (dots.x, dots.y, dots.rows) == ("size", "", ["one", "two"])
+    lines = line_chart("t", POINTS, X, Y)
+    assert lines.series == POINTS
+    assert [trace["mode"] for trace in lines.figure["data"][2::3]] == [
+        *("lines", "markers+text", "lines+markers") * 2
+    ]
+
+
+@pytest.mark.parametrize(("most", "step"), [(50, "D2"), (1000, 1)])
+def test_a_short_logarithmic_axis_has_numbers_between_powers_of_ten(most, step):
+    one = Series(name="a", places=[1, most], values=[1, 1])
+    assert line_chart("t", [one], X, Y).figure["layout"]["xaxis"]["dtick"] == step
 
 
 def test_whiskers_reach_to_the_bounds():

@@ -18,11 +18,10 @@ from fastdlrm.serve.grpc_messages import (
     InferResponse,
     infer_of,
     message_of,
-    outcome_of,
     parse,
-    request_of,
     response_of,
 )
+from tests.grpc_client import outcome_of, request_of
 
 
 def test_the_descriptors_are_what_the_protocol_file_compiles_to(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ from fastdlrm.errors import (
     RequestError,
     ServeError,
 )
-from fastdlrm.serve.grpc_messages import METHODS, SERVICE, outcome_of, request_of
+from fastdlrm.serve.grpc_messages import METHODS, SERVICE
 from fastdlrm.serve.grpc_service import GrpcService, listen, make_server
+from tests.grpc_client import outcome_of, request_of
 
 ERRORS: dict[str, Exception] = {
     "wrong": RequestError("column 'C1' is missing"),

@@ -74,10 +74,10 @@ def test_it_lives_before_it_is_ready(tmp_path):
             target=server.json, args=("POST", f"/v2/repository/models/{MODEL}/load")
         )
         loading.start()
-        until(lambda: server.json("GET", f"/v2/models/{MODEL}/versions/2/ready")[0] == 503)
-        status, headers, body = server.ask(
-            "POST", f"/v1/models/{MODEL}/versions/2:score", json.dumps(ROW)
-        )
+        loaded = f"/v1/models/{MODEL}/versions/2:score"
+        until(lambda: server.json("POST", loaded, ROW)[0] == 503)  # 404 until it is being loaded
+        assert server.json("GET", f"/v2/models/{MODEL}/versions/2/ready")[0] == 503
+        status, headers, body = server.ask("POST", loaded, json.dumps(ROW))
         assert (status, headers["retry-after"]) == (503, "1")
         assert "version 2 is LOADING" in json.loads(body)["error"]
         assert server.json("POST", SCORE, ROW)[1]["model_version"] == "1"

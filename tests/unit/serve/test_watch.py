@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fastdlrm.contracts.delta import DELTAS, Delta, write_delta
 from fastdlrm.serve.log import EventLog
@@ -107,5 +108,22 @@ def test_deltas_are_applied_in_order_and_a_gap_stops_them(tmp_path):
         write_delta(folder, delta(3))
         await followed.watcher.look()
         assert version.sequence == 4
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_foresaw_at_one_model_leaves_the_others_followed(tmp_path):
+    async def scenario() -> None:
+        for name in ("a", "shop"):
+            add_version(tmp_path, 1, name)
+            write_delta(tmp_path / name / "1" / DELTAS, delta(1))
+        followed = Followed(tmp_path)
+        await followed.models.start()
+        followed.starter.engines[0].delta_problem = ZeroDivisionError("odd")
+        with pytest.raises(ExceptionGroup, match="the repository is not followed") as raised:
+            await followed.watcher.look()
+        assert [str(problem) for problem in raised.value.exceptions] == ["odd"]
+        assert followed.models.get("a").sequence == 0
+        assert followed.models.get("shop").sequence == 1
 
     asyncio.run(scenario())

@@ -7,10 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdlrm.batch import Batch
+from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.train.config import TrainConfig
+from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.step import TrainStep, why_no_graph
-from tests.training import make_config, make_model, restore, single_ids, state_of, take
+from tests.interactions import SETTINGS
+from tests.training import (
+    BATCH_SIZE,
+    NUM_DENSE,
+    bags,
+    make_config,
+    make_model,
+    restore,
+    single_ids,
+    state_of,
+    take,
+)
 
 NUM_STEPS = 20
 TABLE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,7 +74,7 @@ def test_the_graph_takes_the_very_steps(
 @needs_gpu
 @pytest.mark.parametrize(
     "changes",
-    [{"interaction": "cat"}, {"num_dense": 0}, {"include_diagonal": True}, {"norm": "batch"}],
+    [*({"interaction": name} for name in SETTINGS), {"num_dense": 0}, {"norm": "batch"}],
 )
 def test_the_graph_takes_any_model(changes: dict[str, object]) -> None:
     results, steps = [], []
@@ -73,6 +85,61 @@ def test_the_graph_takes_any_model(changes: dict[str, object]) -> None:
         results.append(take(steps[-1], batches))
     assert torch.equal(*results)
     assert_same_bits(*steps)
+
+
+def bags_of_fixed_sizes(seed: int, is_weighted: bool) -> Batch:
+    """Bags of 3, 1 and 2 ids, as MLPerf's DLRM-DCNv2 has them: every batch holds as many ids."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = (3, 1, 2)
+    ids = [
+        torch.randint(0, rows, (size * BATCH_SIZE,), generator=generator, dtype=torch.int32)
+        for rows, size in zip((100, 7, 100), sizes, strict=True)
+    ]
+    whole = torch.cat(ids)
+    return Batch(
+        dense=torch.randn(BATCH_SIZE, NUM_DENSE, generator=generator),
+        sparse=SparseBatch(
+            ids=whole,
+            lengths=torch.tensor(sizes, dtype=torch.int32).repeat_interleave(BATCH_SIZE),
+            weights=torch.rand(len(whole), generator=generator) if is_weighted else None,
+            num_features=3,
+        ),
+        labels=(ids[1] % 2).float(),
+    )
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("is_weighted", [False, True])
+@pytest.mark.parametrize("interaction", ["dot", "cross"])
+def test_the_graph_takes_bags_of_fixed_sizes(
+    interaction: str, is_weighted: bool, pooling: str
+) -> None:
+    """Other batches of bags, in between, go the other way."""
+    batches = [bags_of_fixed_sizes(seed, is_weighted) for seed in range(8)]
+    batches[5:5] = [bags(50, is_weighted=is_weighted)]
+    results, steps = [], []
+    for use_cuda_graph in (True, False):
+        config = make_config("adagrad", "rowwise_adagrad", use_cuda_graph=use_cuda_graph)
+        steps.append(make_step(config, interaction=interaction, pooling=pooling))
+        taken = [batch.pin() if k % 2 else batch.to("cuda") for k, batch in enumerate(batches)]
+        results.append(take(steps[-1], taken))
+    assert torch.equal(*results)
+    assert_same_bits(*steps)
+
+
+def test_which_batches_a_graph_takes() -> None:
+    """Bags only where their sizes need not be known by the host; none of another shape."""
+    graphs = {
+        takes_bags: StepGraph(lambda *of: of[1], BATCH_SIZE, takes_bags=takes_bags)
+        for takes_bags in (True, False)
+    }
+    fixed = bags_of_fixed_sizes(0, False)
+    assert graphs[True].takes(fixed)
+    assert not graphs[False].takes(fixed)
+    assert graphs[False].takes(single_ids(0))
+    assert not graphs[True].takes(single_ids(0, num_samples=7))
 
 
 @pytest.mark.gpu

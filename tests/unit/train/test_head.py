@@ -15,6 +15,7 @@ from fastdlrm.train.config import DenseOptimizerConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.head import AutogradHead, FusedHead, why_not_fused
 from fastdlrm.train.loss import loss_function
+from tests.interactions import SETTINGS, make_interaction
 from tests.training import look_up
 
 D = 4
@@ -25,19 +26,15 @@ def make_model(
     interaction: str = "dot",
     num_dense: int = 3,
     hidden: tuple[int, ...] = (8, 5),
-    include_diagonal: bool = False,
     **changes,
 ) -> DLRM:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({"a": 20, "b": 7}, ["a", "b", "a"], embedding_dim=D)
     tables.initialise("normal", generator, 0.5)
-    vectors = 3 + bool(num_dense)
-    width = vectors * D
-    if interaction == "dot":
-        width = vectors * (vectors + (1 if include_diagonal else -1)) // 2 + D * bool(num_dense)
     bottom = build_mlp(num_dense, (6, D), generator=generator) if num_dense else None
-    top = build_mlp(width, hidden, out_features=1, generator=generator, **changes)
-    return DLRM(tables, bottom, top, interaction=interaction, include_diagonal=include_diagonal)
+    join = make_interaction(interaction, 3, D, num_dense > 0, generator)
+    top = build_mlp(join.width, hidden, out_features=1, generator=generator, **changes)
+    return DLRM(tables, bottom, join, top)
 
 
 def make_batch(num_dense: int, has_bags: bool, B: int = 9) -> Batch:
@@ -74,20 +71,17 @@ def run(model: DLRM, batch: Batch, loss: str, is_fused: bool, width_multiple: in
 @pytest.mark.parametrize("hidden", [(8, 5), ()])
 @pytest.mark.parametrize("num_dense", [3, 0])
 @pytest.mark.parametrize("has_bags", [False, True])
-@pytest.mark.parametrize(
-    ("interaction", "include_diagonal"), [("dot", False), ("dot", True), ("cat", False)]
-)
+@pytest.mark.parametrize("interaction", SETTINGS)
 @pytest.mark.parametrize("loss", ["bce", "weighted_bce", "mse"])
 def test_fused_is_autograd(
     loss: str,
     interaction: str,
-    include_diagonal: bool,
     has_bags: bool,
     num_dense: int,
     hidden: tuple[int, ...],
     width_multiple: int,
 ) -> None:
-    model = make_model(interaction, num_dense, hidden, include_diagonal)
+    model = make_model(interaction, num_dense, hidden)
     other, batch = copy.deepcopy(model), make_batch(num_dense, has_bags)
     assert why_not_fused(model) is None
     loss_one, pooled_one, named_one = run(model, batch, loss, True, width_multiple)
@@ -99,8 +93,9 @@ def test_fused_is_autograd(
         torch.testing.assert_close(grad, named_two[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_accumulation_adds_up() -> None:
-    model, batch = make_model(), make_batch(3, has_bags=True)
+@pytest.mark.parametrize("interaction", ["dot", "cross", "projection"])
+def test_accumulation_adds_up(interaction: str) -> None:
+    model, batch = make_model(interaction), make_batch(3, has_bags=True)
     optimizer = DenseOptimizer(OPTIMIZER, model.dense_parameters())
     head = FusedHead(model, LossRule("bce"), optimizer)
     whole = head(batch, look_up(model, batch), 9, lambda grad: None, accumulate=False)
@@ -112,8 +107,9 @@ def test_accumulation_adds_up() -> None:
     torch.testing.assert_close(optimizer.gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_bf16_is_near_fp32() -> None:
-    model, batch = make_model(), make_batch(3, has_bags=False)
+@pytest.mark.parametrize("interaction", ["dot", "cross", "projection"])
+def test_bf16_is_near_fp32(interaction: str) -> None:
+    model, batch = make_model(interaction), make_batch(3, has_bags=False)
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         copied = copy.deepcopy(model)

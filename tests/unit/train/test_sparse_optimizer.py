@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import DotInteraction, Vectors
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import DenseOptimizerConfig, SparseOptimizerConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
@@ -246,7 +247,7 @@ def train(sparse_name: str, dense_name: str, edges: list[int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     bottom = build_mlp(2, [DIM], generator=generator)
     top = build_mlp(DIM + 6, [5], out_features=1, generator=generator)
-    model = DLRM(make_tables(), bottom, top)
+    model = DLRM(make_tables(), bottom, DotInteraction(Vectors(3, DIM, True)), top)
     # A large eps: first steps of Adagrad and Adam are sign(g), which magnifies rounding near 0.
     dense_optimizer = DenseOptimizer(
         DenseOptimizerConfig(name=dense_name, learning_rate=0.1, eps=1e-2),

@@ -7,6 +7,7 @@ import torch
 from fastdlrm.batch import Batch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.interaction import DotInteraction, Vectors
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -26,6 +27,7 @@ def _model() -> DLRM:
     return DLRM(
         tables,
         build_mlp(3, (8, D), generator=generator),
+        DotInteraction(Vectors(2, D, True)),
         build_mlp(D + 3, (8,), out_features=1, generator=generator),
     )
 

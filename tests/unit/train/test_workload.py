@@ -80,6 +80,19 @@ def test_bags_by_hand() -> None:
     assert found.top_mlp[0] == 2 * recipe.model.embedding_dim
 
 
+def test_a_cross_network_is_planned_for(dataset: Dataset) -> None:
+    recipe = tiny_recipe(
+        "model.interaction='cross'", "model.num_cross_layers=2", "model.cross_rank=3"
+    )
+    found = workload_of(recipe, dataset)
+    width = 4 * (len(dataset.schema.sparse) + 1)
+    assert found.top_mlp[0] == width
+    # two layers of width x 3 and 3 x width, and width products
+    assert found.interaction.flop == 2 * 2 * (7 * width)
+    assert found.interaction.num_parameters == 2 * 7 * width
+    assert found.interaction.num_kept == 2 * (2 * width + 3)
+
+
 def test_tables_in_host_memory_are_not_planned(dataset: Dataset) -> None:
     with pytest.raises(ConfigError, match=r"train.table_placement is 'host': tables are planned"):
         workload_of(tiny_recipe("train.table_placement='host'"), dataset)

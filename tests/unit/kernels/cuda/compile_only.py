@@ -17,7 +17,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from fastdlrm.kernels import interaction, lookup  # noqa: F401  define what the kernels implement
+from fastdlrm.kernels import cross, interaction, lookup  # noqa: F401  define what the kernels implement
+from fastdlrm.kernels.cuda import cross as gpu_cross
 from fastdlrm.kernels.cuda import dense_update, logit_loss, mlp, row_update
 from fastdlrm.kernels.cuda import interaction as gpu_interaction
 from fastdlrm.kernels.cuda import lookup as gpu_lookup
@@ -98,6 +99,16 @@ def compile_interactions() -> None:
             )
 
 
+def compile_cross() -> None:
+    for num_vectors, dim, dtype, has_dense in (
+        (27, 128, torch.bfloat16, True),
+        (5, 20, torch.float32, False),
+    ):
+        x = torch.zeros(100, -(-num_vectors * dim // 8) * 8, dtype=dtype)
+        of_layers = x.expand(3, *x.shape).contiguous()
+        gpu_cross.cross_input_grad(x, of_layers, of_layers, x, num_vectors, dim, has_dense)
+
+
 def compile_lookups() -> None:
     gpu_lookup.segment_of(torch.zeros(50, dtype=torch.int64), 3000)
     rows, weights = torch.zeros(10, dtype=torch.int32), torch.zeros(10)
@@ -160,6 +171,7 @@ def stack_bytes(kernel: object) -> int:
 def main() -> None:
     compiled = record_compiled()
     compile_interactions()
+    compile_cross()
     compile_lookups()
     compile_row_updates()
     compile_the_rest()
