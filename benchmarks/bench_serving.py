@@ -328,7 +328,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--probe-seconds", type=float, default=6.0)
     parser.add_argument("--overload-seconds", type=float, default=60.0)
     parser.add_argument("--tolerance", type=float, default=0.05)
-    parser.add_argument("--start-qps", type=float, default=400.0, help="less for JSON and for peers")
+    parser.add_argument("--start-qps", type=float, default=400.0, help="less for JSON")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--variant", default="fp32,fp32,eager")
     parser.add_argument("--no-mlserver", action="store_true")
