@@ -71,7 +71,7 @@ def write(
     result: dict[str, Any] | None = None,
 ) -> Path:
     """Write `results/NAME.json`: raw samples, medians, what follows from them, host, config."""
-    numbers = [k for k, v in samples[0].items() if isinstance(v, int | float)]
+    numbers = [k for k in samples[0] if all(isinstance(s[k], int | float) for s in samples)]
     median = {k: statistics.median(s[k] for s in samples) for k in numbers}
     path = RESULTS / f"{name}.json"
     content = {"config": config, "host": host(), "median": median, "samples": samples}
