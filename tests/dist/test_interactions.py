@@ -28,8 +28,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overrides(name: str) -> tuple[str, ...]:
-    """Of the preset: the interaction, and no dropout, so that the step's own head computes."""
+    """Of the preset: the interaction, and no dropout, so that the step's own head computes.
+
+    A factorization machine takes the dense features linearly.
+    """
     keys = {"dropout": 0.0, **settings(name, DIM)}
+    if name == "fm":
+        keys |= {"top_mlp": [], "bottom_mlp": [DIM], "bottom_relu": False}
     return tuple(f"model.{key}={json.dumps(value)}" for key, value in keys.items())
 
 
@@ -42,9 +47,8 @@ def test_the_whole_way(name: str, ranks: Ranks, data: Path, tmp_path: Path) -> N
     keys = overrides(name)
     train_part(tmp_path / "whole", data, None, 0, *keys)
     expected, lines = outcome(tmp_path / "whole")
-    assert any(n.startswith("interaction.") for n in expected["model"]) == (
-        name in ("cross", "projection")
-    )
+    has_parameters = any(n.startswith("interaction.") for n in expected["model"])
+    assert has_parameters == (name not in ("dot", "dot_self", "cat", "fm"))
 
     Run.create(tmp_path / "resumed", tiny_recipe(*SETTINGS, *keys), Dataset.open(data))
     shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "resumed")  # it is chosen by timing

@@ -1,14 +1,24 @@
 """Config, schema and encoding -> an initialised DLRM."""
 
 import torch
+from torch import nn
 
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.cross import CrossInteraction, CrossVectorInteraction
+from fastdlrm.model.deep import DeepInteraction
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
-from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.factorization import FactorizationInteraction
+from fastdlrm.model.interaction import (
+    CatInteraction,
+    DotInteraction,
+    Interaction,
+    ProjectionInteraction,
+    Vectors,
+)
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
@@ -64,9 +74,12 @@ def around_tables(
     num_dense = len(schema.dense)
     bottom_mlp = None
     if num_dense:
+        widths = config.bottom_mlp
+        hidden, end = (widths, 0) if config.bottom_relu else (widths[:-1], widths[-1])
         bottom_mlp = build_mlp(
             num_dense,
-            config.bottom_mlp,
+            hidden,
+            out_features=end,
             norm=config.norm,
             dropout=config.dropout,
             generator=generator,
@@ -80,6 +93,11 @@ def around_tables(
         dropout=config.dropout,
         generator=generator,
     )
+    if interaction.is_logit:
+        last = top_mlp[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight[:, 0] = 1
     return DLRM(
         tables,
         None if bottom_mlp is None else bottom_mlp.to(device),
@@ -133,6 +151,46 @@ def feature_tables(schema: Schema) -> list[str]:
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
     """The vectors of a sample, which the interaction joins."""
     return Vectors(len(schema.sparse), config.embedding_dim, bool(schema.dense))
+
+
+def build_interaction(
+    config: ModelConfig, vectors: Vectors, generator: torch.Generator | None = None
+) -> Interaction:
+    """The interaction that a config names.
+
+    Args:
+        config: Shape of the model.
+        vectors: What is joined.
+        generator: Of its weights, on the CPU; None: they are on no device and take no memory.
+    """
+    joined = _without_deep(config, vectors, generator)
+    if not config.deep_mlp:
+        return joined
+    deep_mlp = build_mlp(
+        vectors.width,
+        config.deep_mlp,
+        norm=config.norm,
+        dropout=config.dropout,
+        generator=generator,
+    )
+    return DeepInteraction(joined, config.deep_mlp, deep_mlp)
+
+
+def _without_deep(
+    config: ModelConfig, vectors: Vectors, generator: torch.Generator | None
+) -> Interaction:
+    if config.interaction == "dot":
+        return DotInteraction(vectors, config.include_diagonal)
+    if config.interaction == "cat":
+        return CatInteraction(vectors)
+    if config.interaction == "cross":
+        return CrossInteraction(vectors, config.num_cross_layers, config.cross_rank, generator)
+    if config.interaction == "cross_vector":
+        return CrossVectorInteraction(vectors, config.num_cross_layers, generator)
+    if config.interaction == "fm":
+        return FactorizationInteraction(vectors)
+    branches = config.projection_branch1, config.projection_branch2
+    return ProjectionInteraction(vectors, branches, generator)
 
 
 def undrawn_interaction(config: ModelConfig, schema: Schema) -> Interaction:
