@@ -1,0 +1,115 @@
+"""Test metrics of DLRM and of what it is compared with, on the same rows, seeds and optimizers.
+
+Every model has the preset's [train] section and keys of [model] but for those of `settings`: what
+differs is the model. Prints the means and their 95 % intervals (Student's t).
+
+Usage: python benchmarks/bench_baselines.py criteo-sample 'DIR/day_*.gz'
+       python benchmarks/bench_baselines.py adult DIR/adult.data.gz DIR/adult.test.gz
+       python benchmarks/bench_baselines.py criteo-generated --generate 300000
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench_accuracy import SEEDS, SHOWN, prepared
+from bench_precision import T_95
+from results_file import write
+
+from fastdlrm.config import load_config
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.train.device import scoring_device
+from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.recipe import Recipe
+from fastdlrm.train.run import Run
+from fastdlrm.train.trainer import Trainer
+
+
+def settings(model: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Keys of [model] by model, where they are not the preset's.
+
+    Args:
+        model: The preset's, a DLRM; MLPs are as wide in the others.
+    """
+    linear = {"bottom_mlp": [model.embedding_dim], "bottom_relu": False, "top_mlp": []}
+    deep = {"deep_mlp": list(model.top_mlp)}
+    fm = {"interaction": "fm", **linear}
+    return {
+        "lr": {**fm, "embedding_dim": 1, "bottom_mlp": [1]},
+        "fm": fm,
+        "mlp": {"interaction": "cat"},
+        "deepfm": {**fm, **deep},
+        "dcn": {"interaction": "cross_vector", "num_cross_layers": 6, **linear, **deep},
+        "dcnv2": {"interaction": "cross", "num_cross_layers": 3, "cross_rank": 64},
+        "dlrm": {},
+    }
+
+
+def overrides(keys: dict[str, Any]) -> list[str]:
+    """What `--set` takes."""
+    return [f"model.{key}={json.dumps(value)}" for key, value in keys.items()]
+
+
+def trained(folder: Path, dataset: Dataset, preset: str, changes: list[str]) -> dict[str, Any]:
+    """Train a model; the test metrics of its best step, and how large it is."""
+    run = Run.create(folder, load_config(preset, Recipe, changes), dataset)
+    result = Trainer(run, dataset, lambda progress: None, lambda message: None).train()
+    device = scoring_device(run.recipe.train.device)
+    model = run.load_model("best").to(device)
+    values = evaluate(model, dataset.split("test"), run.recipe.train.eval_batch_size, device)
+    return {
+        "best_step": result.best_step,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_dense_parameters": sum(x.numel() for x in model.dense_parameters().values()),
+        **{name: getattr(values, name) for name in SHOWN},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset")
+    parser.add_argument("inputs", nargs="*")
+    parser.add_argument("--generate", type=int, default=0, help="rows of a generated log as input")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, 2 to 5")
+    options = parser.parse_args()
+    preset, samples = options.preset, []
+    models = settings(load_config(preset, Recipe).model)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = prepared(folder, preset, options.inputs, options.generate)
+        dataset = Dataset.open(Path(data))
+        for seed in SEEDS[: options.seeds]:
+            for model, keys in models.items():
+                changes = [f"seed={seed}", *overrides(keys)]
+                found = trained(folder / f"{model}-{seed}", dataset, preset, changes)
+                samples.append({"model": model, "seed": seed, **found})
+                print(samples[-1], flush=True)
+        teacher = folder / "log" / "teacher.json"
+        best = json.loads(teacher.read_text())["auc"] if options.generate else None
+    result = {model: summary([s for s in samples if s["model"] == model]) for model in models}
+    for model, found in result.items():
+        means = (f"{k} {found[k]['mean']:.4f} +- {found[k]['half']:.4f}" for k in ("auc", "ne"))
+        print(f"{preset}: {model}: {', '.join(means)}")
+    inputs = [Path(path).name for path in options.inputs]
+    config = {"preset": preset, "inputs": inputs, "rows": options.generate, "best_auc": best}
+    print(write(f"baselines-{preset}", {**config, "settings": models}, samples, result))
+
+
+def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds and half the width of their intervals; sizes."""
+    found: dict[str, Any] = {
+        name: samples[0][name] for name in ("num_parameters", "num_dense_parameters")
+    }
+    for name in ("auc", "ne", "log_loss"):
+        values = [sample[name] for sample in samples]
+        half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+        found[name] = {"mean": statistics.mean(values), "half": half}
+    return found
+
+
+if __name__ == "__main__":
+    main()
