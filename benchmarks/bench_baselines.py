@@ -37,7 +37,8 @@ def settings(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """
     linear = {"bottom_mlp": [model.embedding_dim], "bottom_relu": False, "top_mlp": []}
     deep = {"deep_mlp": list(model.top_mlp)}
-    fm = {"interaction": "fm", **linear}
+    # weights and factors begin near 0, or those of rare ids would be noise in the logit
+    fm = {"interaction": "fm", **linear, "init": "normal", "embedding_std": 0.01}
     return {
         "lr": {**fm, "embedding_dim": 1, "bottom_mlp": [1]},
         "fm": fm,

@@ -94,16 +94,27 @@ def around_tables(
         generator=generator,
     )
     if interaction.is_logit:
-        last = top_mlp[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight[:, 0] = 1
+        _begin_as_logit(bottom_mlp, top_mlp)
     return DLRM(
         tables,
         None if bottom_mlp is None else bottom_mlp.to(device),
         interaction.to(device),
         top_mlp.to(device),
     )
+
+
+@torch.no_grad()
+def _begin_as_logit(bottom_mlp: nn.Sequential | None, top_mlp: nn.Sequential) -> None:
+    """What an interaction gives as a logit counts as it is, and dense features begin without one.
+
+    Weights as `build_mlp` draws them, for a hidden layer, would be logits of several units at the
+    start; behind a ReLU a weight of 0 would stay it.
+    """
+    output = top_mlp[-1]
+    assert isinstance(output, nn.Linear)
+    output.weight[:, 0] = 1
+    if bottom_mlp is not None and isinstance(end := bottom_mlp[-1], nn.Linear):
+        end.weight[0], end.bias[0] = 0, 0
 
 
 def build_tables(

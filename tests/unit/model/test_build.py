@@ -84,6 +84,9 @@ def test_dense_features_take_part_linearly() -> None:
     ids = torch.zeros(3, dtype=torch.int32)
     sparse = SparseBatch(ids=ids, lengths=None, weights=None, num_features=3)
     (dense,) = model.bottom_mlp
+    assert dense.weight.tolist() == [[0.0, 0.0]]
+    with torch.no_grad():
+        dense.weight.copy_(torch.tensor([[0.3, -0.2]]))
     rows = [model.tables.table(name)[0].item() for name in ("t0", "t1", "t2")]
     for x in (torch.tensor([[1.0, -3.0]]), torch.tensor([[-2.0, 6.0]])):
         expected = (x @ dense.weight.T + dense.bias).item() + sum(rows) + output.bias.item()
@@ -106,6 +109,14 @@ def test_the_output_layer_adds_to_a_logit() -> None:
     output = build(2, 3, interaction="fm", deep_mlp=(5,), top_mlp=()).top_mlp[0]
     assert output.weight[0, 0] == 1
     assert (output.weight[0, 1:] != 1).all()
+
+
+def test_a_weight_behind_a_relu_does_not_begin_at_0() -> None:
+    model = build(2, 3, interaction="fm", top_mlp=())
+    assert (model.bottom_mlp[-2].weight[0] != 0).all()
+    linear = build(2, 3, interaction="fm", top_mlp=(), bottom_relu=False).bottom_mlp[-1]
+    assert linear.weight[0].tolist() == [0.0] * 8
+    assert (linear.weight[1:] != 0).all()
 
 
 def test_a_seed_is_a_model() -> None:
