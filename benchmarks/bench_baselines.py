@@ -11,6 +11,7 @@ Usage: python benchmarks/bench_baselines.py criteo-sample 'DIR/day_*.gz'
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ def trained(folder: Path, dataset: Dataset, preset: str, changes: list[str]) -> 
     """Train a model; the test metrics of its best step, and how large it is."""
     run = Run.create(folder, load_config(preset, Recipe, changes), dataset)
     result = Trainer(run, dataset, lambda progress: None, lambda message: None).train()
+    if not result.is_finished:
+        sys.exit("stopped by a signal; nothing is written")
     device = scoring_device(run.recipe.train.device)
     model = run.load_model("best").to(device)
     values = evaluate(model, dataset.split("test"), run.recipe.train.eval_batch_size, device)
