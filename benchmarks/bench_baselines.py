@@ -13,6 +13,8 @@ import json
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +58,27 @@ def overrides(keys: dict[str, Any]) -> list[str]:
     return [f"model.{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
-def trained(folder: Path, dataset: Dataset, preset: str, changes: list[str]) -> dict[str, Any]:
-    """Train a model; the test metrics of its best step, and how large it is."""
-    run = Run.create(folder, load_config(preset, Recipe, changes), dataset)
+def trained(folder: Path, preset: str, model: str, seed: int, keys: list[str]) -> dict[str, Any]:
+    """Train a model on `folder`/data; test metrics of its best step, and how large it is."""
+    dataset = Dataset.open(folder / "data")
+    recipe = load_config(preset, Recipe, [f"seed={seed}", *keys])
+    run = Run.create(folder / f"{model}-{seed}", recipe, dataset)
     result = Trainer(run, dataset, lambda progress: None, lambda message: None).train()
     if not result.is_finished:
         sys.exit("stopped by a signal; nothing is written")
     device = scoring_device(run.recipe.train.device)
-    model = run.load_model("best").to(device)
-    values = evaluate(model, dataset.split("test"), run.recipe.train.eval_batch_size, device)
-    return {
+    best = run.load_model("best").to(device)
+    values = evaluate(best, dataset.split("test"), run.recipe.train.eval_batch_size, device)
+    sample = {
+        "model": model,
+        "seed": seed,
         "best_step": result.best_step,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_dense_parameters": sum(x.numel() for x in model.dense_parameters().values()),
+        "num_parameters": sum(parameter.numel() for parameter in best.parameters()),
+        "num_dense_parameters": sum(x.numel() for x in best.dense_parameters().values()),
         **{name: getattr(values, name) for name in SHOWN},
     }
+    print(sample, flush=True)
+    return sample
 
 
 def main() -> None:
@@ -79,19 +87,20 @@ def main() -> None:
     parser.add_argument("inputs", nargs="*")
     parser.add_argument("--generate", type=int, default=0, help="rows of a generated log as input")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, 2 to 5")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     options = parser.parse_args()
-    preset, samples = options.preset, []
+    preset = options.preset
     models = settings(load_config(preset, Recipe).model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepared(folder, preset, options.inputs, options.generate)
-        dataset = Dataset.open(Path(data))
-        for seed in SEEDS[: options.seeds]:
-            for model, keys in models.items():
-                changes = [f"seed={seed}", *overrides(keys)]
-                found = trained(folder / f"{model}-{seed}", dataset, preset, changes)
-                samples.append({"model": model, "seed": seed, **found})
-                print(samples[-1], flush=True)
+        prepared(folder, preset, options.inputs, options.generate)
+        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+            runs = [
+                pool.submit(trained, folder, preset, model, seed, overrides(keys))
+                for seed in SEEDS[: options.seeds]
+                for model, keys in models.items()
+            ]
+            samples = [run.result() for run in runs]
         teacher = folder / "log" / "teacher.json"
         best = json.loads(teacher.read_text())["auc"] if options.generate else None
     result = {model: summary([s for s in samples if s["model"] == model]) for model in models}

@@ -107,16 +107,18 @@ def around_tables(
 
 @torch.no_grad()
 def _begin_as_logit(bottom_mlp: nn.Sequential | None, top_mlp: nn.Sequential) -> None:
-    """What an interaction gives as a logit counts as it is, and dense features begin without one.
+    """What an interaction gives as a logit counts as it is, and linear dense features begin as 0.
 
     Weights as `build_mlp` draws them, for a hidden layer, would be logits of several units at the
-    start; behind a ReLU a weight of 0 would stay it.
+    start, and factors so large that the tables' first steps would follow their noise. Behind a ReLU
+    a weight of 0 would stay it.
     """
     output = top_mlp[-1]
     assert isinstance(output, nn.Linear)
     output.weight[:, 0] = 1
     if bottom_mlp is not None and isinstance(end := bottom_mlp[-1], nn.Linear):
-        end.weight[0], end.bias[0] = 0, 0
+        end.weight.zero_()
+        end.bias.zero_()
 
 
 def build_tables(

@@ -112,12 +112,14 @@ def test_the_output_layer_adds_to_a_logit() -> None:
     assert (output.weight[0, 1:] != 1).all()
 
 
-def test_a_weight_behind_a_relu_does_not_begin_at_0() -> None:
-    model = build(2, 3, interaction="fm", top_mlp=())
-    assert (model.bottom_mlp[-2].weight[0] != 0).all()
+def test_dense_features_begin_as_0_in_a_logit_but_not_behind_a_relu() -> None:
     linear = build(2, 3, interaction="fm", top_mlp=(), bottom_relu=False).bottom_mlp[-1]
-    assert linear.weight[0].tolist() == [0.0] * 8
-    assert (linear.weight[1:] != 0).all()
+    assert not linear.weight.any()
+    assert not linear.bias.any()
+    model = build(2, 3, interaction="fm", top_mlp=())
+    assert (model.bottom_mlp[-2].weight != 0).all()
+    plain = build(2, 3, bottom_relu=False).bottom_mlp[-1]
+    assert (plain.weight != 0).all()
 
 
 def test_a_seed_is_a_model() -> None:
