@@ -151,7 +151,7 @@ def test_a_cross_network_begins_as_torchrecs() -> None:
         ({"interaction": "cat", "include_diagonal": True}, r"'cat'; only 'dot' has a diagonal"),
         (
             {"interaction": "cross"},
-            r"num_cross_layers is 0 .* 1 or more with cross and cross_vector ",
+            r"num_cross_layers is 0 .* 1 or more with cross and cross_ve",
         ),
         ({"interaction": "cross_vector"}, r"num_cross_layers is 0 with .* allowed are 1 or more"),
         (
