@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -135,8 +135,6 @@ class QuantizedTables(StackedTables):
         embedding_dim: D.
     """
 
-    weight: Tensor
-
     def __init__(
         self,
         num_embeddings: Mapping[str, int],
@@ -181,7 +179,7 @@ class QuantizedTables(StackedTables):
         )
         return self.by_sample(pooled, sparse)
 
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def draw(self, name: str, init: Init, generator: torch.Generator, std: float) -> None:
         """Nothing is drawn in few bits.
 
         Raises:
@@ -190,10 +188,6 @@ class QuantizedTables(StackedTables):
         raise ExportError(
             f"tables of {self.dtype} cannot be drawn; train in fp32 or bf16, then export"
         )
-
-    def state_tensors(self) -> dict[str, Any]:
-        """Each table's rows as they are stored, live."""
-        return {name: self.of_table(name, self.weight) for name in self.num_embeddings}
 
 
 def stored_tables(

@@ -10,6 +10,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, stacks_by_width
 from fastdlrm.model.mlp import build_mlp
 
 
@@ -96,7 +97,7 @@ def build_tables(
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_host: bool = False,
-) -> EmbeddingTables:
+) -> EmbeddingTables | MixedTables[EmbeddingTables]:
     """All tables in this process, not yet drawn.
 
     Args:
@@ -107,22 +108,33 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
-    tables = EmbeddingTables(
-        table_sizes(schema, encoding),
-        feature_tables(schema),
-        embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
-        dtype=table_dtype,
-        device="cpu" if on_host else device,
-        pin=on_host,
-    )
-    tables.feature_starts = tables.feature_starts.to(device)
-    return tables
+
+    def stack(group: WidthGroup) -> EmbeddingTables:
+        tables = EmbeddingTables(
+            group.num_embeddings,
+            group.feature_tables,
+            embedding_dim=group.width,
+            pooling=config.pooling,
+            dtype=table_dtype,
+            device="cpu" if on_host else device,
+            pin=on_host,
+        )
+        tables.feature_starts = tables.feature_starts.to(device)
+        return tables
+
+    sizes, dims = table_sizes(schema, encoding), table_dims(config, schema)
+    return stacks_by_width(sizes, feature_tables(schema), dims, config.embedding_dim, stack)
 
 
 def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
     """Rows by table, in the model's order."""
     return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
+
+
+def table_dims(config: ModelConfig, schema: Schema) -> dict[str, int]:
+    """Columns d by table, in the model's order."""
+    D = config.embedding_dim
+    return {table.name: config.table_dims.get(table.name, D) for table in schema.tables}
 
 
 def feature_tables(schema: Schema) -> list[str]:
@@ -157,6 +169,12 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
         raise ConfigError(
             f"model.bottom_mlp is {list(config.bottom_mlp)}, the dataset has no dense feature; "
             "set model.bottom_mlp = []"
+        )
+    tables = [table.name for table in schema.tables]
+    if unknown := sorted(set(config.table_dims) - set(tables)):
+        raise ConfigError(
+            f"model.table_dims has {unknown[0]!r}, the dataset's tables are {', '.join(tables)}; "
+            "name one of them"
         )
     if config.interaction == "dot" and num_vectors < 2:
         raise ConfigError(

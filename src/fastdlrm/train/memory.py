@@ -12,7 +12,7 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import undrawn_interaction
+from fastdlrm.model.build import table_dims, table_sizes, undrawn_interaction
 from fastdlrm.parallel import footprint
 from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.recipe import Recipe
@@ -50,7 +50,8 @@ def memory_plan(
     compute: Place = "GPU" if is_gpu else "host"
     of_tables: Place = "host" if train.table_placement == "host" else compute
     D = model.embedding_dim
-    R = sum(encoding.tables[table.name].num_embeddings for table in schema.tables)
+    sizes, dims = table_sizes(schema, encoding), table_dims(model, schema)
+    R, numbers = sum(sizes.values()), sum(rows * dims[table] for table, rows in sizes.items())
     N, F = len(schema.dense), len(schema.sparse)
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
     interaction = undrawn_interaction(model, schema)
@@ -66,8 +67,8 @@ def memory_plan(
     sort = int(B * F * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
-        MemoryItem("tables", of_tables, R * D * footprint.TABLE_BYTES[train.table_dtype]),
-        MemoryItem("tables' optimizer", of_tables, R * (per_row + per_number * D)),
+        MemoryItem("tables", of_tables, numbers * footprint.TABLE_BYTES[train.table_dtype]),
+        MemoryItem("tables' optimizer", of_tables, R * per_row + numbers * per_number),
         MemoryItem("MLPs and their optimizer", compute, parameters * per_parameter),
         MemoryItem("activations", compute, activations),
         MemoryItem("order of ids and sums of rows", compute, sort),

@@ -17,6 +17,7 @@ from fastdlrm.kernels.step_scalars import with_scale
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Lookup
+from fastdlrm.model.mixed_tables import MixedTables
 from fastdlrm.parallel.footprint import exchange_bytes
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import ALONE, Pending, World
@@ -25,6 +26,7 @@ from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.head import AutogradHead, FusedHead, Head, TakeGradient, why_not_fused
 from fastdlrm.train.loss import loss_function
+from fastdlrm.train.mixed_optimizer import MixedSparseOptimizer
 from fastdlrm.train.schedule import learning_rate
 from fastdlrm.train.sharded_optimizer import ShardedSparseOptimizer
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
@@ -65,11 +67,13 @@ class TrainStep:
             compute_dtype=torch.float32 if unfused else compute_dtype,
             width_multiple=1 if unfused else WIDTH_MULTIPLE,
         )
-        self.sparse_optimizer: SparseOptimizer | ShardedSparseOptimizer
+        self.sparse_optimizer: SparseOptimizer | MixedSparseOptimizer | ShardedSparseOptimizer
         if isinstance(model.tables, ShardedTables):
             self.sparse_optimizer = ShardedSparseOptimizer(
                 config.sparse_optimizer, model.tables, exchange_dtype(config)
             )
+        elif isinstance(model.tables, MixedTables):
+            self.sparse_optimizer = MixedSparseOptimizer(config.sparse_optimizer, model.tables)
         else:
             assert isinstance(model.tables, EmbeddingTables)
             self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
