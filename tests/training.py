@@ -9,7 +9,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
-from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, stacks_by_width
+from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -66,7 +66,8 @@ def mixed_tables(
             dtype=table_dtype,
         )
 
-    return stacks_by_width(TABLES, FEATURES, dims, DIM, stack)
+    groups = width_groups(TABLES, FEATURES, dims, DIM)
+    return joined_stacks(TABLES, DIM, groups, [stack(group) for group in groups])
 
 
 def single_ids(seed: int, num_samples: int = BATCH_SIZE, num_dense: int = NUM_DENSE) -> Batch:

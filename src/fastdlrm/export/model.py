@@ -40,10 +40,10 @@ from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.offline import OfflineEncoder
 from fastdlrm.export.programs import DenseProgram, load_program, machine, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
-from fastdlrm.export.tables import replace_rows, stored_tables
+from fastdlrm.export.tables import open_tables, replace_rows
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
-from fastdlrm.model.build import around_tables, feature_tables, table_sizes
+from fastdlrm.model.build import around_tables
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.int8_predictor import Int8Predictor
@@ -85,14 +85,8 @@ class ExportedModel:
         if device.type == "cpu":
             multiply_as(manifest.matmul)
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
-        self._tables = stored_tables(
-            folder / TABLES,
-            table_sizes(schema, encoding),
-            feature_tables(schema),
-            dim=config.embedding_dim,
-            dtype=manifest.table_dtype,
-            pooling=config.pooling,
-            device=device,
+        self._tables = open_tables(
+            folder / TABLES, config, schema, encoding, manifest.table_dtype, device
         )
         model = with_weights(folder / MLP, config, schema, self._tables).to(device)
         self._predictor = predictor_of(model, manifest, device)

@@ -10,7 +10,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
 from fastdlrm.model.lookup import Tables
-from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, stacks_by_width
+from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
 
 
@@ -122,8 +122,9 @@ def build_tables(
         tables.feature_starts = tables.feature_starts.to(device)
         return tables
 
-    sizes, dims = table_sizes(schema, encoding), table_dims(config, schema)
-    return stacks_by_width(sizes, feature_tables(schema), dims, config.embedding_dim, stack)
+    sizes, D = table_sizes(schema, encoding), config.embedding_dim
+    groups = width_groups(sizes, feature_tables(schema), table_dims(config, schema), D)
+    return joined_stacks(sizes, D, groups, [stack(group) for group in groups])
 
 
 def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:

@@ -6,7 +6,7 @@ for d columns.
 Shapes: B batch, F sparse features, D embedding dim, d columns of a table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -36,44 +36,46 @@ class WidthGroup(NamedTuple):
 
 
 def width_groups(
-    num_embeddings: Mapping[str, int], feature_tables: Sequence[str], dims: Mapping[str, int]
+    num_embeddings: Mapping[str, int],
+    feature_tables: Sequence[str],
+    dims: Mapping[str, int],
+    embedding_dim: int,
 ) -> list[WidthGroup]:
     """Sort tables by width, the widest first; those of one width keep their order.
 
     Args:
         num_embeddings: Rows by table.
         feature_tables: The table of each sparse feature, in the batch's order.
-        dims: d of each table.
+        dims: d of each table, at most D.
+        embedding_dim: D.
+
+    Returns:
+        At least one group: an empty one of width D where there are no tables.
     """
     groups = []
-    for width in sorted(set(dims.values()), reverse=True):
+    for width in sorted(set(dims.values()) or {embedding_dim}, reverse=True):
         sizes = {table: rows for table, rows in num_embeddings.items() if dims[table] == width}
         features = [f for f, table in enumerate(feature_tables) if table in sizes]
         groups.append(WidthGroup(width, sizes, features, [feature_tables[f] for f in features]))
     return groups
 
 
-def stacks_by_width(
+def joined_stacks(
     num_embeddings: Mapping[str, int],
-    feature_tables: Sequence[str],
-    dims: Mapping[str, int],
     embedding_dim: int,
-    make: Callable[[WidthGroup], StackT],
+    groups: Sequence[WidthGroup],
+    stacks: Sequence[StackT],
 ) -> "StackT | MixedTables[StackT]":
-    """All tables: one stack where all are D wide.
+    """All tables: the stack itself where all are D wide.
 
     Args:
-        num_embeddings: Rows by table.
-        feature_tables: The table of each sparse feature, in the batch's order.
-        dims: d of each table, at most D.
+        num_embeddings: Rows by table, in the model's order.
         embedding_dim: D.
-        make: Makes a stack; called for the widest first.
+        groups: As `width_groups` gives them.
+        stacks: One a group.
     """
-    groups = width_groups(num_embeddings, feature_tables, dims)
-    if all(group.width == embedding_dim for group in groups):
-        sizes, features = dict(num_embeddings), list(range(len(feature_tables)))
-        return make(WidthGroup(embedding_dim, sizes, features, list(feature_tables)))
-    stacks = [make(group) for group in groups]
+    if [group.width for group in groups] == [embedding_dim]:
+        return stacks[0]
     return MixedTables(num_embeddings, embedding_dim, stacks, [group.features for group in groups])
 
 
