@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -39,13 +40,16 @@ def train_losses(lines: list[object]) -> list[float]:
 
 @pytest.mark.parametrize("name", INTERACTIONS)
 def test_the_whole_way(name: str, ranks: Ranks, data: Path, tmp_path: Path) -> None:
-    keys = overrides(name)
+    names = go_the_whole_way(overrides(name), ranks, data, tmp_path)
+    assert any(n.startswith("interaction.") for n in names) == (name in ("cross", "projection"))
+
+
+def go_the_whole_way(
+    keys: Sequence[str], ranks: Ranks, data: Path, tmp_path: Path
+) -> dict[str, torch.Tensor]:
+    """Train, resume, train on two ranks, export and predict; what the model is made of."""
     train_part(tmp_path / "whole", data, None, 0, *keys)
     expected, lines = outcome(tmp_path / "whole")
-    assert any(n.startswith("interaction.") for n in expected["model"]) == (
-        name in ("cross", "projection")
-    )
-
     Run.create(tmp_path / "resumed", tiny_recipe(*SETTINGS, *keys), Dataset.open(data))
     shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "resumed")  # it is chosen by timing
     train_part(tmp_path / "resumed", data, 16, 0, *keys)
@@ -64,6 +68,7 @@ def test_the_whole_way(name: str, ranks: Ranks, data: Path, tmp_path: Path) -> N
             sharded["model"][tensor_name], tensor, rtol=1e-3, atol=1e-4, msg=tensor_name
         )
     exported_as_trained(tmp_path, data)
+    return expected["model"]
 
 
 def exported_as_trained(folder: Path, data: Path) -> None:

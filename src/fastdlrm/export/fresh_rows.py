@@ -20,6 +20,7 @@ from fastdlrm.export.model import MLP, TABLES
 from fastdlrm.export.tables import CHUNK_ROWS, StoredTables, open_tables, replace_rows, stored_rows
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import layout_of
 
 MAX_DELTA_ROWS = 1 << 18
 """Of one delta: more are written as several, so that no second copy of a table is made."""
@@ -50,8 +51,8 @@ def write_fresh_rows(
     if not tables_only:
         _require_same_mlps(folder, model)
     config = from_tree(manifest.config["model"], ModelConfig, str(folder))
-    where = folder / TABLES, config, manifest.schema, manifest.encoding
-    stored = open_tables(*where, manifest.table_dtype)
+    layout = layout_of(config, manifest.schema, manifest.encoding)
+    stored = open_tables(folder / TABLES, config, layout, manifest.table_dtype)
     sequence = _apply_deltas(folder / DELTAS, stored)
     served, tables = stored.state_tensors(), model.tables.state_tensors()
     base = manifest.files[TABLES].sha256

@@ -47,6 +47,7 @@ from fastdlrm.model.build import around_tables
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.int8_predictor import Int8Predictor
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.predictor import Predictor
 
@@ -85,10 +86,10 @@ class ExportedModel:
         if device.type == "cpu":
             multiply_as(manifest.matmul)
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
-        self._tables = open_tables(
-            folder / TABLES, config, schema, encoding, manifest.table_dtype, device
-        )
-        model = with_weights(folder / MLP, config, schema, self._tables).to(device)
+        layout = layout_of(config, schema, encoding)
+        self._tables = open_tables(folder / TABLES, config, layout, manifest.table_dtype, device)
+        tables = layout.wrapped(self._tables)
+        model = with_weights(folder / MLP, config, schema, tables).to(device)
         self._predictor = predictor_of(model, manifest, device)
         self.program = program or manifest.program
         self._graphs: GraphedPredictor | None = None

@@ -25,9 +25,10 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import TABLES
 from fastdlrm.export.programs import OUTPUT, DenseHead, onnx_session, write_onnx
 from fastdlrm.export.tables import StoredStack, StoredTables, open_tables, plain_rows
-from fastdlrm.model.build import feature_tables
+from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.mixed_tables import MixedTables
 
 FILE = "model.onnx"
@@ -35,6 +36,19 @@ MAX_TABLE_BYTES = 2 * 10**9
 """Of the tables in float32: an ONNX file is a protobuf message, which ends at 2 GiB."""
 TOLERANCE: dict[TableDtype, float] = {"fp32": 1e-4, "bf16": 0.1, "int8": 1e-4, "int4": 1e-4}
 """Of a golden row's logit: rounding. Bags in bfloat16 round the weights of their ids too."""
+
+
+def require_plain(compression: CompressionConfig) -> None:
+    """Check that tables are looked up by the ids that a batch has.
+
+    Raises:
+        ExportError: They are compressed.
+    """
+    if compression != CompressionConfig():
+        raise ExportError(
+            f"{FILE}: compressed tables cannot be written into it; export without --onnx-model "
+            "(--program onnx writes the part after the lookup), or train without model.compression"
+        )
 
 
 def require_small(num_bytes: int) -> None:
@@ -108,8 +122,9 @@ def build_onnx_model(
         ExportError: What it takes is not installed, or the logits differ by more than rounding.
     """
     schema, dtype = manifest.schema, manifest.table_dtype
-    tables = open_tables(folder / TABLES, config, schema, manifest.encoding, dtype)
-    lookup = _Lookup(tables, feature_tables(schema), dtype)
+    layout = layout_of(config, schema, manifest.encoding)
+    tables = open_tables(folder / TABLES, config, layout, dtype)
+    lookup = _Lookup(tables, layout.feature_tables, dtype)
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))

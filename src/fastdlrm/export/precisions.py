@@ -16,6 +16,7 @@ from fastdlrm.export.tables import open_tables, write_tables
 from fastdlrm.export.verify import Score
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import layout_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +42,18 @@ def other_precisions(
     """
     config = from_tree(manifest.config["model"], ModelConfig, str(folder))
     schema = manifest.schema
+    layout = layout_of(config, schema, manifest.encoding)
     for tables in get_args(TableDtype):
         path = folder / f"compared-{tables}.bin"
         try:
             write_tables(path, model.tables.state_tensors(), tables)
-            stored = open_tables(path, config, schema, manifest.encoding, tables)
+            stored = open_tables(path, config, layout, tables)
         except ExportError as problem:
             logger.warning("not compared: %s", problem)
             continue
         finally:
             path.unlink(missing_ok=True)  # what is mapped stays
-        lean = with_weights(folder / MLP, config, schema, stored)
+        lean = with_weights(folder / MLP, config, schema, layout.wrapped(stored))
         for mlp in get_args(MlpDtype):
             variant = msgspec.structs.replace(manifest, mlp_dtype=mlp, activation_ranges=ranges)
             if (tables, mlp) not in measured and (score := _score(lean, variant)) is not None:

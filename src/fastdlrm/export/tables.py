@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.exported import TableDtype
-from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ExportError
 from fastdlrm.kernels.quantized_lookup import (
     QuantizedDtype,
@@ -30,9 +28,9 @@ from fastdlrm.kernels.quantized_lookup import (
     quantized_lookup,
     quantized_row_bytes,
 )
-from fastdlrm.model.build import feature_tables, table_dims, table_sizes
 from fastdlrm.model.config import Init, ModelConfig, Pooling
-from fastdlrm.model.embedding import EmbeddingTables, StackedTables
+from fastdlrm.model.embedding import Draw, EmbeddingTables, StackedTables
+from fastdlrm.model.layout import Layout
 from fastdlrm.model.mixed_tables import MixedTables, joined_stacks, width_groups
 
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -200,7 +198,9 @@ class QuantizedTables(StackedTables):
         )
         return self.by_sample(pooled, sparse)
 
-    def draw(self, name: str, init: Init, generator: torch.Generator, std: float) -> None:
+    def draw(
+        self, name: str, how: Draw, init: Init, generator: torch.Generator, std: float
+    ) -> None:
         """Nothing is drawn in few bits.
 
         Raises:
@@ -262,8 +262,7 @@ def stored_tables(
 def open_tables(
     path: Path,
     config: ModelConfig,
-    schema: Schema,
-    encoding: Encoding,
+    layout: Layout,
     dtype: TableDtype,
     device: torch.device | str = "cpu",
 ) -> StoredTables:
@@ -272,8 +271,7 @@ def open_tables(
     Args:
         path: Made by `write_tables`.
         config: The model's shape.
-        schema: Its features.
-        encoding: Sizes of its tables.
+        layout: Its tables in memory.
         dtype: Of the rows.
         device: Where it computes.
 
@@ -282,10 +280,10 @@ def open_tables(
     """
     return stored_tables(
         path,
-        table_sizes(schema, encoding),
-        feature_tables(schema),
+        layout.num_embeddings,
+        layout.feature_tables,
         dim=config.embedding_dim,
-        dims=table_dims(config, schema),
+        dims=layout.dims,
         dtype=dtype,
         pooling=config.pooling,
         device=device,

@@ -9,8 +9,9 @@ from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
-from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
+from fastdlrm.model.mixed_tables import joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
 
 
@@ -42,7 +43,8 @@ def build_dlrm(
     generator = torch.Generator().manual_seed(seed)
     if tables is None:
         tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
-    tables.initialise(config.init, generator, config.embedding_std)
+    draws = layout_of(config, schema, encoding).draws
+    tables.initialise(config.init, generator, config.embedding_std, draws)
     return around_tables(config, schema, tables, generator, device)
 
 
@@ -97,7 +99,7 @@ def build_tables(
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_host: bool = False,
-) -> EmbeddingTables | MixedTables[EmbeddingTables]:
+) -> Tables:
     """All tables in this process, not yet drawn.
 
     Args:
@@ -108,9 +110,11 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
-
-    def stack(group: WidthGroup) -> EmbeddingTables:
-        tables = EmbeddingTables(
+    layout, D = layout_of(config, schema, encoding), config.embedding_dim
+    groups = width_groups(layout.num_embeddings, layout.feature_tables, layout.dims, D)
+    stacks = []
+    for group in groups:
+        stack = EmbeddingTables(
             group.num_embeddings,
             group.feature_tables,
             embedding_dim=group.width,
@@ -119,28 +123,9 @@ def build_tables(
             device="cpu" if on_host else device,
             pin=on_host,
         )
-        tables.feature_starts = tables.feature_starts.to(device)
-        return tables
-
-    sizes, D = table_sizes(schema, encoding), config.embedding_dim
-    groups = width_groups(sizes, feature_tables(schema), table_dims(config, schema), D)
-    return joined_stacks(sizes, D, groups, [stack(group) for group in groups])
-
-
-def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
-    """Rows by table, in the model's order."""
-    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
-
-
-def table_dims(config: ModelConfig, schema: Schema) -> dict[str, int]:
-    """Columns d by table, in the model's order."""
-    D = config.embedding_dim
-    return {table.name: config.table_dims.get(table.name, D) for table in schema.tables}
-
-
-def feature_tables(schema: Schema) -> list[str]:
-    """The table of each sparse feature, in the batch's order."""
-    return [feature.table for feature in schema.sparse]
+        stack.feature_starts = stack.feature_starts.to(device)
+        stacks.append(stack)
+    return layout.wrapped(joined_stacks(layout.num_embeddings, D, groups, stacks))
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -161,6 +146,17 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     """
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
+    names = [table.name for table in schema.tables]
+    if unknown := sorted(config.compression.tables.keys() - set(names)):
+        raise ConfigError(
+            f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
+            f"{', '.join(names) or 'none'}"
+        )
+    if unknown := sorted(config.table_dims.keys() - set(names)):
+        raise ConfigError(
+            f"model.table_dims.{unknown[0]}: no such table; the dataset has "
+            f"{', '.join(names) or 'none'}"
+        )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "
@@ -170,12 +166,6 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
         raise ConfigError(
             f"model.bottom_mlp is {list(config.bottom_mlp)}, the dataset has no dense feature; "
             "set model.bottom_mlp = []"
-        )
-    tables = [table.name for table in schema.tables]
-    if unknown := sorted(set(config.table_dims) - set(tables)):
-        raise ConfigError(
-            f"model.table_dims has {unknown[0]!r}, the dataset's tables are {', '.join(tables)}; "
-            "name one of them"
         )
     if config.interaction == "dot" and num_vectors < 2:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.config import Init
-from fastdlrm.model.embedding import StackedTables
+from fastdlrm.model.embedding import Draw, StackedTables
 
 StackT = TypeVar("StackT", bound=StackedTables)
 
@@ -120,10 +120,18 @@ class MixedTables(nn.Module, Generic[StackT]):
         """The stack that holds a table."""
         return next(stack for stack in self.stacks if table in stack.num_embeddings)
 
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
         """As `StackedTables.initialise`, in the model's order of tables."""
-        for name in self.num_embeddings:
-            self.stack_of(name).draw(name, init, generator, std)
+        draws = draws or {}
+        for name, rows in self.num_embeddings.items():
+            how = draws.get(name, Draw(rows))
+            self.stack_of(name).draw(name, how, init, generator, std)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Each table's rows by name, as they are stored, live."""

@@ -1,7 +1,7 @@
 """What a training run will hold in memory and where, worked out before the first step.
 
-Shapes: B batch, F sparse features, N dense features, D embedding dim, R rows of all tables, L ids
-in the batch.
+Shapes: B batch, F sparse features, N dense features, D embedding dim, R rows of all tables, P
+lookups a sample.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import table_dims, table_sizes, undrawn_interaction
+from fastdlrm.model.build import undrawn_interaction
+from fastdlrm.model.layout import layout_of, table_sizes
 from fastdlrm.parallel import footprint
+from fastdlrm.parallel.footprint import size_text
 from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.recipe import Recipe
 
@@ -50,8 +52,9 @@ def memory_plan(
     compute: Place = "GPU" if is_gpu else "host"
     of_tables: Place = "host" if train.table_placement == "host" else compute
     D = model.embedding_dim
-    sizes, dims = table_sizes(schema, encoding), table_dims(model, schema)
-    R, numbers = sum(sizes.values()), sum(rows * dims[table] for table, rows in sizes.items())
+    layout = layout_of(model, schema, encoding)
+    R, numbers = sum(layout.num_embeddings.values()), layout.num_numbers
+    P = len(layout.feature_tables)
     N, F = len(schema.dense), len(schema.sparse)
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
     interaction = undrawn_interaction(model, schema)
@@ -61,10 +64,10 @@ def memory_plan(
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
-    kept += interaction.cost().num_kept
+    kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
-    sort = int(B * F * (per_id + per_column * D))
+    sort = int(B * P * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
         MemoryItem("tables", of_tables, numbers * footprint.TABLE_BYTES[train.table_dtype]),
@@ -117,6 +120,31 @@ def describe(items: Sequence[MemoryItem]) -> str:
             total = _gib(sum(item.num_bytes for item in here))
             lines.append(f"memory on the {place}: {total} ({parts})")
     return "\n".join(lines)
+
+
+def describe_compression(recipe: Recipe, schema: Schema, encoding: Encoding) -> list[str]:
+    """What compression and narrow tables leave of all tables, in one line; none without these.
+
+    Args:
+        recipe: The run's config.
+        schema: Its features.
+        encoding: Sizes of the tables before compression.
+    """
+    layout, sizes = layout_of(recipe.model, schema, encoding), table_sizes(schema, encoding)
+    held, D = layout.num_embeddings, recipe.model.embedding_dim
+    if layout.num_numbers == sum(sizes.values()) * D:
+        return []
+    num_compressed = len(sizes.keys() - held.keys())
+    num_narrow = sum(dim < D for dim in layout.dims.values())
+    before, after = sum(sizes.values()) * D, layout.num_numbers
+    width = footprint.TABLE_BYTES[recipe.train.table_dtype]
+    rows = f"{sum(held.values()):,} rows instead of {sum(sizes.values()):,}, "
+    return [
+        f"compression of {num_compressed} of {len(sizes)} tables"
+        + (f", {num_narrow} narrower than {D}" if num_narrow else "")
+        + f": {rows if num_compressed else ''}{size_text(after * width)} instead of "
+        f"{size_text(before * width)} ({after / before:.1%})"
+    ]
 
 
 def _gib(num_bytes: int) -> str:
