@@ -1,7 +1,10 @@
 """Which tables are compressed: thresholds, names, sizes, refusals."""
 
+import tomllib
+
 import pytest
 
+from fastdlrm.config import from_tree
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import require_fit
 from fastdlrm.model.compression_config import (
@@ -12,6 +15,7 @@ from fastdlrm.model.compression_config import (
 )
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.layout import Layout, layout_of
+from tests.builders import ROOT
 from tests.unit.model.test_build import make_encoding, make_schema
 
 QUARTERS = QuotientRemainder(num_collisions=4)
@@ -87,3 +91,12 @@ def test_names_must_not_meet() -> None:
     config = model(tables={"t": HashCompression(num_rows=5)})
     with pytest.raises(ConfigError, match=r"'t' would lie in 't.hash', which is another table's"):
         layout_of(config, schema, make_encoding(schema))
+
+
+def test_the_guide_shows_what_is_allowed() -> None:
+    text = (ROOT / "docs" / "guides" / "compression.md").read_text()
+    tree = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
+    found = from_tree(tree["model"]["compression"], CompressionConfig, "guide")
+    assert found.default == QuotientRemainder(operation="mult", num_collisions=4)
+    assert found.tables["C3"] == HashCompression(num_rows=100_000, num_hashes=2)
+    assert found.tables["C7"] == NoCompression()
