@@ -1,7 +1,9 @@
 """What compressed tables cost in AUC, on a generated log: each way beside a row for every id.
 
-One dataset, every way with the same seeds; test metrics of the best checkpoint. Rare ids are kept, so
-that there is something to compress. Usage: python benchmarks/bench_compression.py [ROWS] [SEED ...]
+One dataset, every way with the same seeds; test metrics of the best checkpoint. Rare ids are kept,
+so that there is something to compress.
+
+Usage: python benchmarks/bench_compression.py [ROWS] [SEED ...]
 """
 
 import json
