@@ -9,6 +9,7 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
@@ -49,6 +50,24 @@ def make_model(
     join = make_interaction(interaction, len(FEATURES), DIM, num_dense > 0, generator)
     top = build_mlp(join.width, (32, 12), out_features=1, **changes)
     return DLRM(tables, bottom, join, top).train()
+
+
+def mixed_tables(
+    dims: Mapping[str, int], table_dtype: torch.dtype = torch.float32, pooling: str = "sum"
+) -> MixedTables[EmbeddingTables]:
+    """Tables of `TABLES` of widths of their own."""
+
+    def stack(group: WidthGroup) -> EmbeddingTables:
+        return EmbeddingTables(
+            group.num_embeddings,
+            group.feature_tables,
+            embedding_dim=group.width,
+            pooling=pooling,
+            dtype=table_dtype,
+        )
+
+    groups = width_groups(TABLES, FEATURES, dims, DIM)
+    return joined_stacks(TABLES, DIM, groups, [stack(group) for group in groups])
 
 
 def single_ids(seed: int, num_samples: int = BATCH_SIZE, num_dense: int = NUM_DENSE) -> Batch:

@@ -40,7 +40,7 @@ from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.offline import OfflineEncoder
 from fastdlrm.export.programs import DenseProgram, load_program, machine, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
-from fastdlrm.export.tables import replace_rows, stored_tables
+from fastdlrm.export.tables import open_tables, replace_rows
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables
@@ -87,15 +87,7 @@ class ExportedModel:
             multiply_as(manifest.matmul)
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
         layout = layout_of(config, schema, encoding)
-        self._tables = stored_tables(
-            folder / TABLES,
-            layout.num_embeddings,
-            layout.feature_tables,
-            dim=config.embedding_dim,
-            dtype=manifest.table_dtype,
-            pooling=config.pooling,
-            device=device,
-        )
+        self._tables = open_tables(folder / TABLES, config, layout, manifest.table_dtype, device)
         tables = layout.wrapped(self._tables)
         model = with_weights(folder / MLP, config, schema, tables).to(device)
         self._predictor = predictor_of(model, manifest, device)

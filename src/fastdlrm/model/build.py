@@ -11,6 +11,7 @@ from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
 from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.mixed_tables import joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
 
 
@@ -109,18 +110,22 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
-    layout = layout_of(config, schema, encoding)
-    tables = EmbeddingTables(
-        layout.num_embeddings,
-        layout.feature_tables,
-        embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
-        dtype=table_dtype,
-        device="cpu" if on_host else device,
-        pin=on_host,
-    )
-    tables.feature_starts = tables.feature_starts.to(device)
-    return layout.wrapped(tables)
+    layout, D = layout_of(config, schema, encoding), config.embedding_dim
+    groups = width_groups(layout.num_embeddings, layout.feature_tables, layout.dims, D)
+    stacks = []
+    for group in groups:
+        stack = EmbeddingTables(
+            group.num_embeddings,
+            group.feature_tables,
+            embedding_dim=group.width,
+            pooling=config.pooling,
+            dtype=table_dtype,
+            device="cpu" if on_host else device,
+            pin=on_host,
+        )
+        stack.feature_starts = stack.feature_starts.to(device)
+        stacks.append(stack)
+    return layout.wrapped(joined_stacks(layout.num_embeddings, D, groups, stacks))
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -145,6 +150,11 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     if unknown := sorted(config.compression.tables.keys() - set(names)):
         raise ConfigError(
             f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
+            f"{', '.join(names) or 'none'}"
+        )
+    if unknown := sorted(config.table_dims.keys() - set(names)):
+        raise ConfigError(
+            f"model.table_dims.{unknown[0]}: no such table; the dataset has "
             f"{', '.join(names) or 'none'}"
         )
     if num_dense and not config.bottom_mlp:

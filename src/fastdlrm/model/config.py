@@ -20,7 +20,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     embedding_dim: int
-    """D, of every table. More: more capacity, memory and overfitting."""
+    """D, of every pooled vector. More: more capacity, memory and overfitting."""
     bottom_mlp: tuple[int, ...]
     """Widths of the bottom MLP's layers; the last equals embedding_dim. Empty where the dataset has
     no dense feature."""
@@ -41,6 +41,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Widths of the first MLP's layers of projection; the last is a multiple of embedding_dim."""
     projection_branch2: tuple[int, ...] = ()
     """Of the second MLP's, likewise. The result has the product of the two multiples."""
+    table_dims: dict[str, int] = {}
+    """Columns d of the tables that have fewer than embedding_dim; their vectors are zero from d
+    on. Fewer: less memory and less capacity."""
     pooling: Pooling = "sum"
     """Of the rows of a bag."""
     dropout: float = 0.0
@@ -66,6 +69,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; 0 <= dropout < 1 is allowed")
+        for table, dim in self.table_dims.items():
+            if not 1 <= dim <= self.embedding_dim:
+                raise ConfigError(
+                    f"model.table_dims.{table} is {dim}; 1 .. embedding_dim "
+                    f"({self.embedding_dim}) is allowed"
+                )
         self._check_interaction()
 
     def _check_interaction(self) -> None:

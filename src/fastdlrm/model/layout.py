@@ -24,6 +24,7 @@ class Layout(NamedTuple):
 
     Attributes:
         num_embeddings: Rows by table, in order.
+        dims: Columns d by table.
         feature_tables: The table of each feature that is looked up: of each sparse feature, or of
             each part of one whose table is compressed.
         draws: How tables that stand for others begin.
@@ -31,9 +32,15 @@ class Layout(NamedTuple):
     """
 
     num_embeddings: dict[str, int]
+    dims: dict[str, int]
     feature_tables: list[str]
     draws: Mapping[str, Draw]
     compression: Compression | None
+
+    @property
+    def num_numbers(self) -> int:
+        """Of all rows."""
+        return sum(rows * self.dims[table] for table, rows in self.num_embeddings.items())
 
     def wrapped(self, tables: Tables) -> Tables:
         """Tables in memory as the model calls them."""
@@ -51,7 +58,8 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         encoding: Sizes of their tables.
 
     Raises:
-        ConfigError: A table is to be compressed to as many rows or more, or its name is taken.
+        ConfigError: A table is to be compressed to as many rows or more, or its name is taken, or
+            it is to be narrow as well.
     """
     sizes = table_sizes(schema, encoding)
     tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
@@ -67,8 +75,14 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         draws |= table.draws
     features = [tables[feature.table] for feature in schema.sparse]
     is_plain = rows == sizes or not features
+    if squeezed := sorted(config.table_dims.keys() - rows.keys()):
+        raise ConfigError(
+            f"model.table_dims.{squeezed[0]}: that table is compressed by model.compression; set "
+            "one of the two for it"
+        )
     return Layout(
         rows,
+        {name: config.table_dims.get(name, config.embedding_dim) for name in rows},
         [part for feature in features for part in feature.parts],
         draws,
         None if is_plain else Compression(features, config.pooling),

@@ -2,6 +2,7 @@
 
 import tomllib
 
+import msgspec
 import pytest
 
 from fastdlrm.config import from_tree
@@ -84,6 +85,17 @@ def test_refusals() -> None:
         QuotientRemainder(num_collisions=1)
     with pytest.raises(ConfigError, match=r"threshold_rows is -1; 0 or more is allowed"):
         CompressionConfig(threshold_rows=-1)
+
+
+def test_a_table_is_narrow_or_compressed() -> None:
+    schema = make_schema(1, 3)
+    config = msgspec.structs.replace(model(tables={"t2": QUARTERS}), table_dims={"t0": 3, "t1": 1})
+    found = layout_of(config, schema, make_encoding(schema))
+    assert found.dims == {"t0": 3, "t1": 1, "t2.quotient": 4, "t2.remainder": 4}
+    assert found.num_numbers == 10 * 3 + 11 * 1 + 3 * 4 + 4 * 4
+    config = msgspec.structs.replace(config, table_dims={"t2": 2})
+    with pytest.raises(ConfigError, match=r"table_dims.t2: that table is compressed by .* set one"):
+        layout_of(config, schema, make_encoding(schema))
 
 
 def test_names_must_not_meet() -> None:

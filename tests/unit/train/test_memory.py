@@ -45,6 +45,20 @@ def test_tables_and_their_state_by_hand(dataset: Dataset) -> None:
     assert half["tables' optimizer host"] == rows * 4
 
 
+def test_narrow_tables_take_what_their_columns_take(dataset: Dataset) -> None:
+    sizes = {n: t.num_embeddings for n, t in dataset.manifest.encoding.tables.items()}
+    name = next(iter(sizes))
+    rows, dim = num_rows(dataset), tiny_recipe().model.embedding_dim
+    numbers = rows * dim - sizes[name] * (dim - 1)
+    adam = plan(dataset, f"model.table_dims={{{name}=1}}", "train.sparse_optimizer.name='adam'")
+    assert adam["tables host"] == numbers * 4
+    assert adam["tables' optimizer host"] == 2 * numbers * 4
+    of_rows = plan(
+        dataset, f"model.table_dims={{{name}=1}}", "train.sparse_optimizer.name='rowwise_adagrad'"
+    )
+    assert of_rows["tables' optimizer host"] == rows * 4
+
+
 def test_placement_moves_the_tables(dataset: Dataset) -> None:
     gpu = torch.device("cuda")
     assert "tables GPU" in plan(dataset, device=gpu)
