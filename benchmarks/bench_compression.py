@@ -45,7 +45,7 @@ def ways(sizes: dict[str, int]) -> dict[str, str]:
                 for name, rows in large.items()
             )
             found[f"hash-{num_hashes}-{share}"] = f"{{tables = {{{tables}}}}}"
-        for operation in ("add", "mult"):
+        for operation in ("add", "mult", "concat"):
             kind = f"kind = 'quotient_remainder', operation = '{operation}'"
             default = f"{{{kind}, num_collisions = {share}}}"
             name = f"quotient_remainder-{operation}-{share}"
@@ -64,12 +64,11 @@ def measure(
     device = torch.device("cpu")
     values = evaluate(run.load_model("best"), dataset.split("test"), 8192, device)
     layout = layout_of(recipe.model, dataset.schema, dataset.manifest.encoding)
-    num_rows = sum(layout.num_embeddings.values())
     return {
         "way": way,
         "seed": seed,
-        "table_rows": num_rows,
-        "table_bytes": num_rows * recipe.model.embedding_dim * 4,
+        "table_rows": sum(layout.num_embeddings.values()),
+        "table_bytes": layout.num_numbers * 4,
         "auc": values.auc,
         "log_loss": values.log_loss,
         "best_step": result.best_step,

@@ -22,10 +22,10 @@ from tests.unit.model.test_build import make_encoding, make_schema
 QUARTERS = QuotientRemainder(num_collisions=4)
 
 
-def model(**compression: object) -> ModelConfig:
+def model(embedding_dim: int = 4, **compression: object) -> ModelConfig:
     return ModelConfig(
-        embedding_dim=4,
-        bottom_mlp=(4,),
+        embedding_dim=embedding_dim,
+        bottom_mlp=(embedding_dim,),
         top_mlp=(),
         compression=CompressionConfig(**compression),
     )
@@ -96,6 +96,17 @@ def test_a_table_is_narrow_or_compressed() -> None:
     config = msgspec.structs.replace(config, table_dims={"t2": 2})
     with pytest.raises(ConfigError, match=r"table_dims.t2: that table is compressed by .* set one"):
         layout_of(config, schema, make_encoding(schema))
+
+
+def test_halves_are_half_as_wide() -> None:
+    """Beside tables below the threshold, as plain ones."""
+    found = layout(default=QuotientRemainder(operation="concat"), threshold_rows=11)
+    assert found.dims == {"t0": 4, "t1": 4, "t2.quotient": 2, "t2.remainder": 2}
+    assert found.num_numbers == (10 + 11) * 4 + (3 + 4) * 2
+    schema = make_schema(1, 3)
+    odd = model(tables={"t1": QuotientRemainder(operation="concat")}, embedding_dim=3)
+    with pytest.raises(ConfigError, match=r"'t1' is 'concat' of 2 pieces with embedding_dim 3"):
+        layout_of(odd, schema, make_encoding(schema))
 
 
 def test_names_must_not_meet() -> None:
