@@ -65,12 +65,14 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         encoding: Sizes of their tables.
 
     Raises:
-        ConfigError: A table is to be compressed to as many rows or more, or its name is taken, or
-            it is to be narrow as well.
+        ConfigError: A table is to be compressed to as many numbers or more, its name is taken, it
+            is to be narrow as well, or the embedding dim cannot be cut.
     """
     sizes = table_sizes(schema, encoding)
     tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
+    D = config.embedding_dim
     rows: dict[str, int] = {}
+    dims: dict[str, int] = {}
     draws: dict[str, Draw] = {}
     for name, table in tables.items():
         if taken := sorted((rows.keys() | sizes.keys() - {name}) & table.num_embeddings.keys()):
@@ -78,7 +80,14 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
                 f"model.compression: table {name!r} would lie in {taken[0]!r}, which is another "
                 "table's name; rename one of them in [data]"
             )
+        if D % table.num_pieces:
+            raise ConfigError(
+                f"model.compression: table {name!r} is 'concat' of {table.num_pieces} pieces with "
+                f"embedding_dim {D}; it must be a multiple, or choose another operation"
+            )
         rows |= table.num_embeddings
+        dim = config.table_dims.get(name, D // table.num_pieces)
+        dims |= dict.fromkeys(table.num_embeddings, dim)
         draws |= table.draws
     features = [tables[feature.table] for feature in schema.sparse]
     is_plain = rows == sizes or not features
@@ -89,8 +98,8 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         )
     return Layout(
         rows,
-        {name: config.table_dims.get(name, config.embedding_dim) for name in rows},
-        config.embedding_dim,
+        dims,
+        D,
         [part for feature in features for part in feature.parts],
         draws,
         None if is_plain else Compression(features, config.pooling),
@@ -118,7 +127,7 @@ def _composition(config: CompressionConfig, table: str, num_ids: int) -> Composi
     else:
         return plain(table, num_ids)
     num_rows = sum(made.num_embeddings.values())
-    if num_rows < num_ids:
+    if num_rows < num_ids * made.num_pieces:
         return made
     if named is None:
         return plain(table, num_ids)
