@@ -11,6 +11,7 @@ from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
+from fastdlrm.model.table_projection import Projected, TableProjection
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
     ScheduleConfig,
@@ -37,8 +38,12 @@ def make_model(
     norm: str = "none",
     dropout: float = 0.0,
     tables: Tables | None = None,
+    projected: Mapping[str, int] | None = None,
 ) -> DLRM:
-    """A DLRM of few numbers, in training mode; with tables of its own unless others are given."""
+    """A DLRM of few numbers, in training mode; with tables of its own unless others are given.
+
+    Vectors of tables in `projected` are of so many columns, and projected.
+    """
     generator = torch.Generator().manual_seed(0)
     if tables is None:
         tables = EmbeddingTables(
@@ -49,7 +54,16 @@ def make_model(
     bottom = build_mlp(num_dense, (20, DIM), **changes) if num_dense else None
     join = make_interaction(interaction, len(FEATURES), DIM, num_dense > 0, generator)
     top = build_mlp(join.width, (32, 12), out_features=1, **changes)
-    return DLRM(tables, bottom, join, top).train()
+    projection = None
+    if projected:
+        number = {table: k for k, table in enumerate(projected)}
+        features = [
+            Projected(f, number[table], projected[table])
+            for f, table in enumerate(FEATURES)
+            if table in projected
+        ]
+        projection = TableProjection(features, DIM, generator)
+    return DLRM(tables, bottom, join, top, projection).train()
 
 
 def mixed_tables(

@@ -69,7 +69,11 @@ def test_two_ranks_learn_what_one_does(ranks: Ranks) -> None:
 
 def test_the_whole_way(ranks: Ranks, tmp_path: Path) -> None:
     data = tiny_dataset(tmp_path / "data", 3000).folder
-    keys = ("model.dropout=0.0", "model.table_dims={C1=3, C2=2, C5=1}")
+    """With projection, which all ranks train alike."""
+    narrow = "model.table_dims={C1=3, C2=2, C5=1}"
+    keys = ("model.dropout=0.0", narrow, "model.table_projection=true")
     tensors = go_the_whole_way(keys, ranks, data, tmp_path)
-    dims = {n.removeprefix("tables."): t.shape[1] for n, t in tensors.items() if "tables." in n}
+    shapes = [tuple(t.shape) for n, t in tensors.items() if n.startswith("table_projection.")]
+    assert shapes == [(4, 3), (4, 2), (4, 1)]
+    dims = {n.removeprefix("tables."): t.shape[1] for n, t in tensors.items() if n.startswith("tables.")}
     assert dims == {"C1": 3, "C2": 2, "C5": 1, "C6": 4, "C8": 4, "C9": 4}

@@ -13,6 +13,7 @@ from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mixed_tables import joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
+from fastdlrm.model.table_projection import build_projection
 
 
 def build_dlrm(
@@ -74,6 +75,7 @@ def around_tables(
             dropout=config.dropout,
             generator=generator,
         )
+    projection = build_projection(config, schema, generator)
     interaction = build_interaction(config, vectors_of(config, schema), generator)
     top_mlp = build_mlp(
         interaction.width,
@@ -88,6 +90,7 @@ def around_tables(
         None if bottom_mlp is None else bottom_mlp.to(device),
         interaction.to(device),
         top_mlp.to(device),
+        None if projection is None else projection.to(device),
     )
 
 

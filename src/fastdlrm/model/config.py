@@ -44,6 +44,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     table_dims: dict[str, int] = {}
     """Columns d of the tables that have fewer than embedding_dim; their vectors are zero from d
     on. Fewer: less memory and less capacity."""
+    table_projection: bool = False
+    """Whether a matrix makes the vectors of each such table embedding_dim long."""
     pooling: Pooling = "sum"
     """Of the rows of a bag."""
     dropout: float = 0.0

@@ -24,6 +24,7 @@ from fastdlrm.model.mlp import layers_of
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.join import join_of, linears, widened
 from fastdlrm.train.loss import LossFunction
+from fastdlrm.train.projected_join import ProjectedJoin
 
 TakeGradient = Callable[[Tensor], None]
 """Called with the gradient of the pooled vectors, shape (B, F, D), or as `RowSource` asks."""
@@ -120,6 +121,8 @@ class FusedHead:
         self._last = layer(last, pad_outputs=False, master=True)
         width = (self._top[0] if self._top else self._last).weight.shape[1]
         self._join = join_of(model.interaction, optimizer, width)
+        if model.table_projection is not None:
+            self._join = ProjectedJoin(model.table_projection, optimizer, self._join)
 
     @torch.no_grad()
     def __call__(

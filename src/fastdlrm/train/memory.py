@@ -14,6 +14,7 @@ from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.model.layout import layout_of, table_sizes
+from fastdlrm.model.table_projection import build_projection
 from fastdlrm.parallel import footprint
 from fastdlrm.parallel.footprint import size_text
 from fastdlrm.parallel.topology import free_host_bytes
@@ -61,10 +62,13 @@ def memory_plan(
     bottom, top = [N, *model.bottom_mlp][bool(not N) :], [interaction.width, *model.top_mlp, 1]
     parameters = footprint.num_parameters(bottom) + footprint.num_parameters(top)
     parameters += interaction.num_parameters
+    projection = build_projection(model, schema, None)
+    parameters += 0 if projection is None else projection.num_parameters
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
     kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
+    kept += 0 if projection is None else 2 * F * D
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
     sort = int(B * P * (per_id + per_column * D))

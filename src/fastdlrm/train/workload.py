@@ -14,6 +14,7 @@ from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import require_fit, undrawn_interaction
 from fastdlrm.model.interaction import Interaction
 from fastdlrm.model.layout import Layout, layout_of
+from fastdlrm.model.table_projection import TableProjection, build_projection
 from fastdlrm.parallel.workload import Feature, Workload
 from fastdlrm.parallel.workload import Interaction as JointWork
 from fastdlrm.train.recipe import Recipe
@@ -65,7 +66,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         table_dims=layout.narrow_dims,
         bottom_mlp=(N, *model.bottom_mlp) if N else (),
         top_mlp=(interaction.width, *model.top_mlp, 1),
-        interaction=joint_work(interaction),
+        interaction=joint_work(interaction, build_projection(model, schema, None)),
         global_batch_size=train.global_batch_size,
         precision=train.precision,
         table_dtype=train.table_dtype,
@@ -93,11 +94,15 @@ def _features(layout: Layout, schema: Schema, sample: SparseBatch) -> tuple[Feat
     )
 
 
-def joint_work(interaction: Interaction) -> JointWork:
-    """What an interaction takes, as the planner has it."""
-    cost = interaction.cost()
+def joint_work(interaction: Interaction, projection: TableProjection | None = None) -> JointWork:
+    """What an interaction takes, as the planner has it, and what projects vectors before it."""
+    cost, num_parameters, flop, kept = interaction.cost(), interaction.num_parameters, 0.0, 0
+    if projection is not None:
+        vectors = interaction.vectors
+        num_parameters += projection.num_parameters
+        flop, kept = 2.0 * projection.num_products, 2 * vectors.num_features * vectors.dim
     return JointWork(
-        flop=cost.flop, num_parameters=interaction.num_parameters, num_kept=cost.num_kept
+        flop=cost.flop + flop, num_parameters=num_parameters, num_kept=cost.num_kept + kept
     )
 
 

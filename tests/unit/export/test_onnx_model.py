@@ -72,7 +72,7 @@ def untrained(folder, config, **features):
 )
 def test_weighted_bags(tmp_path, pooling, tables, dims):
     shape = {"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (8,), "pooling": pooling}
-    shape["table_dims"] = dims
+    shape |= {"table_dims": dims, "table_projection": bool(dims)}
     config = ModelConfig(**shape, norm="layer", init="normal", embedding_std=1.0)
     source = untrained(tmp_path, config)
     options = ExportOptions(name="ctr", tables=tables, onnx_model=True)
