@@ -6,6 +6,7 @@ import msgspec
 
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.compression_config import CompressionConfig
+from fastdlrm.model.mixed_dims import MixedDimsConfig
 
 InteractionName = Literal["dot", "cat", "cross", "projection"]
 Pooling = Literal["sum", "mean"]
@@ -44,6 +45,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     table_dims: dict[str, int] = {}
     """Columns d of the tables that have fewer than embedding_dim; their vectors are zero from d
     on. Fewer: less memory and less capacity."""
+    mixed_dims: MixedDimsConfig | None = None
+    """A rule that table_dims are worked out by."""
     table_projection: bool = False
     """Whether a matrix makes the vectors of each such table embedding_dim long."""
     pooling: Pooling = "sum"

@@ -69,6 +69,11 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
             is to be narrow as well, or the embedding dim cannot be cut.
     """
     sizes = table_sizes(schema, encoding)
+    if config.mixed_dims is not None and sizes and not config.table_dims:
+        raise ConfigError(
+            "model.mixed_dims is set, and model.table_dims are not worked out yet: "
+            "fastdlrm.train.dims.with_table_dims does that"
+        )
     tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
     D = config.embedding_dim
     rows: dict[str, int] = {}

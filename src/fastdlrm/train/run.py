@@ -37,6 +37,7 @@ from fastdlrm.model.build import build_dlrm, build_tables, require_fit
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.lookup import Tables
 from fastdlrm.train.device import device_name, resolve_device
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
 
@@ -82,7 +83,7 @@ class Run:
             ConfigError: The folder is a file, or holds something already; the config does not fit
                 the dataset or this machine.
         """
-        recipe = _with_data_of(dataset, recipe)
+        recipe = _resolved(dataset, recipe)
         require_fit(recipe.model, dataset.schema)
         device = resolve_device(recipe.train.device)
         encoding = dataset.manifest.encoding
@@ -140,7 +141,7 @@ class Run:
             shutil.rmtree(folder / "vocab", ignore_errors=True)
             return cls.create(folder, recipe, dataset)
         run = cls.open(folder)
-        recipe = _with_data_of(dataset, recipe)
+        recipe = _resolved(dataset, recipe)
         if sha256_of(dataset.manifest_path) != run.manifest.dataset_sha256:
             raise DataError(
                 f"--resume {folder}: {dataset.folder} is not the dataset of this run; name the one "
@@ -233,15 +234,18 @@ class Run:
         return model.eval()
 
 
-def _with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
-    """The config with the [data] that the dataset was prepared with: it says how raw files look."""
+def _resolved(dataset: Dataset, recipe: Recipe) -> Recipe:
+    """The config with the [data] that the dataset was prepared with, which says how raw files look,
+    and with the widths of its tables.
+    """
     data = from_tree(dataset.manifest.config["data"], DataConfig, str(dataset.manifest_path))
     if data != recipe.data:
         logger.warning(
             "[data] of the config is not what %s was prepared with; the dataset's holds",
             dataset.folder,
         )
-    return msgspec.structs.replace(recipe, data=data)
+    recipe = msgspec.structs.replace(recipe, data=data)
+    return with_table_dims(recipe, dataset.schema, dataset.manifest.encoding)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

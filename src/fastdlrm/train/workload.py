@@ -17,6 +17,7 @@ from fastdlrm.model.layout import Layout, layout_of
 from fastdlrm.model.table_projection import TableProjection, build_projection
 from fastdlrm.parallel.workload import Feature, Workload
 from fastdlrm.parallel.workload import Interaction as JointWork
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.recipe import Recipe
 
 SAMPLED_ROWS = 2**16
@@ -34,8 +35,10 @@ def workload_of(recipe: Recipe, dataset: Dataset) -> Workload:
         ConfigError: The model does not fit the dataset, or the tables are to lie in host memory.
         DataError: The dataset has no train split.
     """
-    train, model, schema = recipe.train, recipe.model, dataset.schema
-    require_fit(model, schema)
+    schema, encoding = dataset.schema, dataset.manifest.encoding
+    require_fit(recipe.model, schema)
+    recipe = with_table_dims(recipe, schema, encoding)
+    train = recipe.train
     if train.table_placement == "host":
         raise ConfigError(
             "train.table_placement is 'host': tables are planned on the ranks' own memory only; "
@@ -44,7 +47,7 @@ def workload_of(recipe: Recipe, dataset: Dataset) -> Workload:
     rows = dataset.split("train")
     count = min(SAMPLED_ROWS, len(rows))
     sample = rows.batch(np.arange(count, dtype=np.int64) * len(rows) // count).sparse
-    return workload(recipe, schema, dataset.manifest.encoding, sample)
+    return workload(recipe, schema, encoding, sample)
 
 
 def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseBatch) -> Workload:

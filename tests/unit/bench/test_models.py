@@ -49,7 +49,7 @@ def test_compressed_tables_are_refused():
 
 
 def test_narrow_tables_are_refused():
-    with pytest.raises(ConfigError, match=r"model.table_dims is set; bench measures tables of one"):
+    with pytest.raises(ConfigError, match=r"table_dims or mixed_dims is set; bench"):
         load(overrides=["model.table_dims={C1=2}"])
 
 
