@@ -70,9 +70,7 @@ def test_a_budget_takes_the_least_alpha_that_keeps_to_it(is_power_of_two: bool) 
 def test_a_budget_that_cannot_be_kept_to() -> None:
     # 1000 + 160 rows of one column and 10 of 16
     assert solved(budget_bytes=4 * (1160 + 160)).dims == {"large": 1, "small": 16, "middle": 1}
-    with pytest.raises(
-        ConfigError, match=r"is 5,279: tables of 74,880 bytes can .* to 5,280;"
-    ):
+    with pytest.raises(ConfigError, match=r"is 5,279: tables of 74,880 bytes can .* to 5,280;"):
         solved(budget_bytes=5279)
     equal = {"a": 10, "b": 10}
     with pytest.raises(ConfigError, match=r"tables of 1,280 bytes can be brought down to 1,280"):
@@ -86,9 +84,7 @@ def test_no_tables() -> None:
 
 def test_refusals() -> None:
     for config in ({}, {"alpha": 0.3, "budget_bytes": 100}):
-        with pytest.raises(
-            ConfigError, match=r"alpha is .*, budget_bytes is .*; set one"
-        ):
+        with pytest.raises(ConfigError, match=r"alpha is .*, budget_bytes is .*; set one"):
             MixedDimsConfig(**config)
     for alpha in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match=r"mixed_dims.alpha is .*; 0 or more is allowed"):
