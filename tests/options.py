@@ -58,6 +58,12 @@ CASES: dict[str, dict[str, object]] = {
         "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
         "model.pooling": "mean",
     },
+    "narrow-projected-mean": {
+        "model.table_dims": {"item": 5, "words": 2, "user": 1},
+        "model.table_projection": True,
+        "model.pooling": "mean",
+        "train.sparse_optimizer.name": "rowwise_adagrad",
+    },
 }
 """Overrides of a config's keys by case."""
 
