@@ -20,6 +20,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues, is_better
+from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
@@ -221,6 +222,23 @@ class Trainer:
             samples_per_s=self._clock.samples_per_s,
             data_wait_share=self._clock.data_wait_share,
         )
+
+    def start_from(self, fill: Callable[[DLRM], None]) -> None:
+        """Leave a checkpoint before the first step, of weights from elsewhere, and end.
+
+        Args:
+            fill: Lays the numbers into the model's `state_tensors`.
+        """
+        try:
+            fill(self._step.model)
+            self._step.dense_optimizer.refresh()
+            self._save()
+            if self._saver is not None:
+                self._saver.wait()
+        finally:
+            self._step.close()
+            if self._records is not None:
+                self._records.close()
 
     def _compare(self) -> None:
         """Say how the run compares with what was predicted."""

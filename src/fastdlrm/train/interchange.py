@@ -1,0 +1,168 @@
+"""Runs of weights that another program trained, and files of ours for other programs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from fastdlrm.checkpoint.foreign import ForeignWeights, foreign_state
+from fastdlrm.checkpoint.naming import NamingName
+from fastdlrm.checkpoint.parts import columns_of, parts_of
+from fastdlrm.config import to_tree
+from fastdlrm.contracts.manifest import replacing
+from fastdlrm.contracts.schema import IdEncoding
+from fastdlrm.data.dataset import Dataset
+from fastdlrm.errors import CheckpointError, DataError
+from fastdlrm.model.build import around_tables, feature_tables, require_fit, table_sizes
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.train.recipe import Recipe
+from fastdlrm.train.run import Run
+from fastdlrm.train.trainer import Trainer
+
+SAME_ROWS: tuple[IdEncoding, ...] = ("reference", "identity")
+"""Encodings whose ids are the rows of the other program's tables: by the numbers that the reference
+gives, or by none."""
+
+
+class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What an import ends with."""
+
+    run: str
+    """The run's folder."""
+    naming: NamingName
+    """Whose names the file has."""
+    model: ModelConfig
+    """What the file says the model is."""
+    overrides: tuple[str, ...]
+    """What the config must be told by --set to be this model's, to train it further."""
+    num_embeddings: int
+    """Rows of all tables."""
+
+
+def import_run(
+    path: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    rows_are_ids: bool = False,
+    on_message: Callable[[str], None] = lambda message: None,
+) -> ImportResult:
+    """Make a run whose checkpoint at step 0 holds another program's weights.
+
+    The optimizers start afresh. The file's numbers are mapped and copied table by table.
+
+    Args:
+        path: A file of dlrm_s_pytorch or of TorchRec's DLRM, made by torch.save.
+        recipe: Of the run; what the file says of the model takes the place of its [model].
+        dataset: Whose features the model predicts from, and whose ids are rows of its tables.
+        out: The run's folder, to be made.
+        rows_are_ids: The caller's word that id r of the dataset is row r of the file's tables,
+            whatever the encoding.
+        on_message: Called with each line worth telling.
+
+    Raises:
+        CheckpointError: The file is not safe, damaged, or of another model.
+        ConfigError: The run cannot be made.
+        DataError: The dataset numbers its values by itself.
+    """
+    weights = ForeignWeights.open(path)
+    if not rows_are_ids:
+        _require_same_rows(dataset)
+    schema = dataset.schema
+    model = weights.model_config(recipe.model, schema)
+    require_fit(model, schema)
+    naming = weights.naming.name
+    weights.require_shapes(parts_of(_without_numbers(model, dataset), schema, naming))
+    columns = columns_of(model, schema, naming)
+    run = Run.create(out, msgspec.structs.replace(recipe, model=model), dataset)
+    trainer = Trainer(run, dataset, on_message=on_message)
+    trainer.start_from(lambda filled: weights.copy_into(parts_of(filled, schema, naming), columns))
+    return ImportResult(
+        run=str(out),
+        naming=naming,
+        model=model,
+        overrides=_overrides(recipe.model, model),
+        num_embeddings=sum(table_sizes(schema, dataset.manifest.encoding).values()),
+    )
+
+
+def export_file(run: Run, checkpoint: str, naming: NamingName, path: Path) -> dict[str, Tensor]:
+    """Write a run's weights as another program loads them.
+
+    reference: a file for dlrm_s_pytorch's --load-model; what it asks for besides the weights says
+    that no step was taken. torchrec: a state dict for `load_state_dict`.
+
+    Args:
+        run: The run.
+        checkpoint: "best", "last" or a step.
+        naming: Whose names.
+        path: The file, written atomically.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or the other program has no such model.
+    """
+    config, schema = run.recipe.model, run.manifest.schema
+    state = foreign_state(run.load_model(checkpoint), config, schema, naming)
+    content: Any = state
+    if naming == "reference":
+        content = _reference_file(state, run.recipe.train.dense_optimizer.learning_rate)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; name the file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        torch.save(content, file)
+    return state
+
+
+def _reference_file(state: Mapping[str, Tensor], learning_rate: float) -> dict[str, Any]:
+    """All keys that dlrm_s_pytorch's --load-model reads, in any of its versions."""
+    counts = ("epoch", "iter", "nepochs", "nbatches", "nbatches_test", "total_accu")
+    metrics = ("train_acc", "train_loss", "total_loss", "test_acc", "test_loss", "test_auc")
+    optimizer = torch.optim.SGD(state.values(), lr=learning_rate)
+    return {
+        **dict.fromkeys(counts, 0),
+        **dict.fromkeys(metrics, 0.0),
+        "state_dict": dict(state),
+        "opt_state_dict": optimizer.state_dict(),
+    }
+
+
+def _without_numbers(config: ModelConfig, dataset: Dataset) -> DLRM:
+    """The model on no device: names and shapes alone."""
+    schema = dataset.schema
+    sizes = table_sizes(schema, dataset.manifest.encoding)
+    stack = torch.empty(sum(sizes.values()), config.embedding_dim, device="meta")
+    tables = EmbeddingTables(
+        sizes, feature_tables(schema), embedding_dim=config.embedding_dim, stack=stack
+    )
+    return around_tables(config, schema, tables, torch.Generator(), "meta")
+
+
+def _require_same_rows(dataset: Dataset) -> None:
+    """Check that the dataset's ids can be rows of another program's tables."""
+    for table in dataset.schema.tables:
+        if table.encoding not in SAME_ROWS:
+            raise DataError(
+                f"{dataset.folder}: table {table.name!r} has encoding {table.encoding!r}, whose "
+                f"rows are no other program's; prepare with {' or '.join(SAME_ROWS)}, or say "
+                "--rows-are-ids where row r of the file is id r of this dataset all the same"
+            )
+
+
+def _overrides(wanted: ModelConfig, found: ModelConfig) -> tuple[str, ...]:
+    """Keys that differ, as the command line takes them."""
+    old, new = to_tree(wanted), to_tree(found)
+    return tuple(
+        f"model.{key}={msgspec.json.encode(value).decode()}"
+        for key, value in new.items()
+        if value != old[key]
+    )
