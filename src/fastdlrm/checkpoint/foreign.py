@@ -82,7 +82,8 @@ class ForeignWeights:
             )
         depths = naming.depths(originals)
         keys = naming.names(depths)
-        for key in originals.keys() - set(keys.values()):
+        known = set(keys.values())
+        for key in (key for key in originals if key not in known):
             raise CheckpointError(f"{path}: {originals[key]!r} {_unknown(key)}")
         for key in (key for key in keys.values() if key not in originals):
             raise CheckpointError(f"{path}: {key!r} is missing; it has {_listed(list(found))}")
