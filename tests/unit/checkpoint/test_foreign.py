@@ -7,14 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastdlrm.batch import SparseBatch
 from fastdlrm.checkpoint.foreign import ForeignWeights, foreign_state
-from fastdlrm.checkpoint.parts import columns_of, parts_of
-from fastdlrm.contracts.encoding import Encoding, TableEncoding
-from fastdlrm.contracts.schema import DenseFeature, Label, Schema, SparseFeature, Table
+from fastdlrm.checkpoint.parts import parts_of
 from fastdlrm.errors import CheckpointError
-from fastdlrm.model.build import build_dlrm
 from fastdlrm.model.config import ModelConfig
+from tests.foreign_models import draw_bags, filled, logits_of, make_model, make_schema
 from tests.reference_dlrm import ReferenceDLRM, save_reference
 
 ROWS = {"a": 11, "b": 3, "c": 7}
@@ -24,37 +21,7 @@ WANTED = ModelConfig(embedding_dim=2, bottom_mlp=(2,), top_mlp=(2,), dropout=0.5
 BAGS = "sparse_arch.embedding_bag_collection.embedding_bags"
 
 
-def make_schema(features=("a", "b", "c"), num_dense=NUM_DENSE):
-    tables = dict.fromkeys(features)
-    return Schema(
-        label=Label(column="y", positive=("1",), negative=("0",)),
-        dense=tuple(
-            DenseFeature(name=f"x{k}", column=f"x{k}", transform="none", fill=0.0)
-            for k in range(num_dense)
-        ),
-        sparse=tuple(
-            SparseFeature(name=f"s{k}", column=f"s{k}", table=table, key="int", bag=True)
-            for k, table in enumerate(features)
-        ),
-        tables=tuple(
-            Table(name=name, encoding="identity", min_count=1, max_rows=0) for name in tables
-        ),
-    )
-
-
-SCHEMA = make_schema()
-
-
-def make_encoding(rows=ROWS):
-    tables = {
-        name: TableEncoding(num_embeddings=count, vocabulary="", coverage=1.0, first_id=0)
-        for name, count in rows.items()
-    }
-    return Encoding(hash_version=1, dense={}, quantiles={}, tables=tables)
-
-
-def make_model(config, schema=SCHEMA, rows=ROWS):
-    return build_dlrm(config, schema, make_encoding(rows), seed=3).eval()
+SCHEMA = make_schema(ROWS, NUM_DENSE)
 
 
 def make_config(interaction="dot", **changes):
@@ -77,40 +44,9 @@ IN_BOTH = [
 ]
 
 
-def filled(path, schema=SCHEMA, rows=ROWS, wanted=WANTED):
-    """Our model with the weights of a file."""
-    weights = ForeignWeights.open(path)
-    config = weights.model_config(wanted, schema)
-    model = make_model(config, schema, rows)
-    naming = weights.naming.name
-    parts = parts_of(model, schema, naming)
-    weights.require_shapes(parts)
-    weights.copy_into(parts, columns_of(config, schema, naming))
-    return model, config
-
-
 def saved(content, folder):
     torch.save(content, folder / "other.pt")
     return folder / "other.pt"
-
-
-def make_inputs(num_samples=40):
-    """Bags of 0 to 3 ids: dense, ids and lengths by feature."""
-    generator = torch.Generator().manual_seed(5)
-    lengths = [torch.randint(0, 4, (num_samples,), generator=generator) for _ in ROWS]
-    ids = [
-        torch.randint(0, rows, (int(of_feature.sum()),), generator=generator)
-        for rows, of_feature in zip(ROWS.values(), lengths, strict=True)
-    ]
-    return torch.rand(num_samples, NUM_DENSE, generator=generator), ids, lengths
-
-
-def our_logits(model, dense, ids, lengths):
-    sparse = SparseBatch(
-        ids=torch.cat(ids).int(), lengths=torch.cat(lengths).int(), weights=None, num_features=3
-    )
-    with torch.no_grad():
-        return model(dense, sparse)
 
 
 def offsets_of(lengths):
@@ -155,12 +91,12 @@ def make_reference(interaction="dot", itself=False, **changes):
 @pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
 def test_logits_of_the_reference(tmp_path, interaction, itself):
     reference = make_reference(interaction, itself)
-    model, config = filled(save_reference(reference, tmp_path / "dlrm.pt"))
+    model, config = filled(save_reference(reference, tmp_path / "dlrm.pt"), SCHEMA, ROWS, WANTED)
     assert config == make_config(interaction, include_diagonal=itself, dropout=0.5)
-    dense, ids, lengths = make_inputs()
+    dense, ids, lengths = draw_bags(list(ROWS.values()), NUM_DENSE, 40)
     with torch.no_grad():
         expected = reference.double()(dense.double(), ids, offsets_of(lengths)).logit()
-    found = our_logits(model, dense, ids, lengths)
+    found = logits_of(model, dense, ids, lengths)
     assert expected.std() > 0.3
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
@@ -168,14 +104,14 @@ def test_logits_of_the_reference(tmp_path, interaction, itself):
 @pytest.mark.parametrize("kind", ["dot", "cross"])
 def test_logits_of_torchrec(tmp_path, kind):
     """From our weights to TorchRec's, and back into another model of ours."""
-    source = make_model(CONFIGS[kind])
+    source = make_model(CONFIGS[kind], SCHEMA, ROWS)
     state = foreign_state(source, CONFIGS[kind], SCHEMA, "torchrec")
-    model, config = filled(saved(state, tmp_path))
+    model, config = filled(saved(state, tmp_path), SCHEMA, ROWS, WANTED)
     assert config == ModelConfig(**{**to_dict(CONFIGS[kind]), "dropout": 0.5})
-    dense, ids, lengths = make_inputs()
+    dense, ids, lengths = draw_bags(list(ROWS.values()), NUM_DENSE, 40)
     expected = torchrec_logits(state, dense, ids, lengths)
     for ours in (source, model):
-        found = our_logits(ours, dense, ids, lengths)
+        found = logits_of(ours, dense, ids, lengths)
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -185,9 +121,9 @@ def to_dict(config):
 
 @pytest.mark.parametrize(("naming", "kind"), IN_BOTH)
 def test_the_round_trip_is_exact(tmp_path, naming, kind):
-    source = make_model(CONFIGS[kind])
+    source = make_model(CONFIGS[kind], SCHEMA, ROWS)
     state = foreign_state(source, CONFIGS[kind], SCHEMA, naming)
-    model, config = filled(saved(state, tmp_path))
+    model, config = filled(saved(state, tmp_path), SCHEMA, ROWS, WANTED)
     expected, found = source.state_tensors(), model.state_tensors()
     assert len(found) == len(expected)
     by_part = zip(
@@ -204,20 +140,20 @@ def test_the_round_trip_is_exact(tmp_path, naming, kind):
 
 
 def test_the_reference_loads_what_is_exported():
-    source = make_model(CONFIGS["dot"])
+    source = make_model(CONFIGS["dot"], SCHEMA, ROWS)
     reference = make_reference()
     reference.load_state_dict(foreign_state(source, CONFIGS["dot"], SCHEMA, "reference"))
-    dense, ids, lengths = make_inputs()
+    dense, ids, lengths = draw_bags(list(ROWS.values()), NUM_DENSE, 40)
     with torch.no_grad():
         expected = reference.double()(dense.double(), ids, offsets_of(lengths)).logit()
-    found = our_logits(source, dense, ids, lengths)
+    found = logits_of(source, dense, ids, lengths)
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_tables_of_16_bits_survive(tmp_path):
-    source = build_dlrm(CONFIGS["dot"], SCHEMA, make_encoding(), seed=3, table_dtype=torch.bfloat16)
+    source = make_model(CONFIGS["dot"], SCHEMA, ROWS, torch.bfloat16)
     state = foreign_state(source, CONFIGS["dot"], SCHEMA, "torchrec")
-    model, _ = filled(saved(state, tmp_path))
+    model, _ = filled(saved(state, tmp_path), SCHEMA, ROWS, WANTED)
     for table in ROWS:
         torch.testing.assert_close(
             model.tables.table(table), source.tables.table(table).float(), rtol=0, atol=0
@@ -225,7 +161,7 @@ def test_tables_of_16_bits_survive(tmp_path):
 
 
 def test_torchrec_shares_a_table_among_features_side_by_side(tmp_path):
-    schema = make_schema(("a", "a", "b"))
+    schema = make_schema(("a", "a", "b"), NUM_DENSE)
     rows = {"a": 11, "b": 3}
     source = make_model(CONFIGS["dot"], schema, rows)
     state = foreign_state(source, CONFIGS["dot"], schema, "torchrec")
@@ -233,10 +169,10 @@ def test_torchrec_shares_a_table_among_features_side_by_side(tmp_path):
         f"{BAGS}.t_a.weight",
         f"{BAGS}.t_b.weight",
     ]
-    filled(saved(state, tmp_path), schema, rows)
+    filled(saved(state, tmp_path), schema, rows, WANTED)
     with pytest.raises(CheckpointError, match="'a' is shared by 2 features; dlrm_s_pytorch has"):
         foreign_state(source, CONFIGS["dot"], schema, "reference")
-    apart = make_schema(("a", "b", "a"))
+    apart = make_schema(("a", "b", "a"), NUM_DENSE)
     with pytest.raises(CheckpointError, match=r"order of tables \['a', 'b', 'a'\]; TorchRec has"):
         foreign_state(make_model(CONFIGS["dot"], apart, rows), CONFIGS["dot"], apart, "torchrec")
 
@@ -332,25 +268,27 @@ def test_a_file_of_another_model_is_refused(tmp_path, change, message):
     change(state)
     path = saved(state, tmp_path)
     with pytest.raises(CheckpointError, match=message) as raised:
-        filled(path)
+        filled(path, SCHEMA, ROWS, WANTED)
     assert str(raised.value).startswith(str(path))
 
 
 def test_names_of_neither_program_are_refused(tmp_path):
     path = saved(nn.Linear(2, 1).state_dict(), tmp_path)
     with pytest.raises(CheckpointError, match="'weight' is a name of neither program"):
-        filled(path)
+        filled(path, SCHEMA, ROWS, WANTED)
 
 
 def test_tables_in_another_order_are_refused(tmp_path):
     """Tables of equal sizes would be taken for one another."""
-    state = foreign_state(make_model(CONFIGS["dot"]), CONFIGS["dot"], SCHEMA, "torchrec")
+    state = foreign_state(
+        make_model(CONFIGS["dot"], SCHEMA, ROWS), CONFIGS["dot"], SCHEMA, "torchrec"
+    )
     bags = [name for name in state if name.startswith(BAGS)]
     turned = {name: state[name] for name in [*reversed(bags), *(state.keys() - set(bags))]}
     with pytest.raises(
         CheckpointError, match="tables in the order c, b, a, the dataset's are a, b"
     ):
-        filled(saved(turned, tmp_path))
+        filled(saved(turned, tmp_path), SCHEMA, ROWS, WANTED)
 
 
 @pytest.mark.parametrize(
@@ -374,18 +312,18 @@ def test_tables_in_another_order_are_refused(tmp_path):
 )
 def test_a_model_that_the_other_program_lacks_is_not_exported(naming, config, message):
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        foreign_state(make_model(config), config, SCHEMA, naming)
+        foreign_state(make_model(config, SCHEMA, ROWS), config, SCHEMA, naming)
 
 
 def test_a_model_without_dense_features_is_not_exported():
     config = ModelConfig(embedding_dim=4, bottom_mlp=(), top_mlp=(3,))
-    schema = make_schema(num_dense=0)
+    schema = make_schema(ROWS, 0)
     with pytest.raises(CheckpointError, match="no dense features; reference needs 1 or more"):
-        foreign_state(make_model(config, schema), config, schema, "reference")
+        foreign_state(make_model(config, schema, ROWS), config, schema, "reference")
 
 
 def test_a_tensor_without_a_place_is_named():
     """Of a model whose config says nothing of it."""
-    model = make_model(make_config(norm="layer"))
+    model = make_model(make_config(norm="layer"), SCHEMA, ROWS)
     with pytest.raises(CheckpointError, match=r"the model has 'bottom_mlp\.1\.weight', for which"):
         foreign_state(model, CONFIGS["dot"], SCHEMA, "torchrec")
