@@ -15,6 +15,7 @@ from fastdlrm.config import to_tree
 from fastdlrm.contracts.manifest import replacing
 from fastdlrm.contracts.schema import IdEncoding
 from fastdlrm.data.dataset import Dataset
+from fastdlrm.data.write import new_folder
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.model.build import around_tables, feature_tables, require_fit, table_sizes
 from fastdlrm.model.config import ModelConfig
@@ -69,7 +70,7 @@ def import_run(
     Raises:
         CheckpointError: The file is not safe, damaged, or of another model.
         ConfigError: The run cannot be made.
-        DataError: The dataset numbers its values by itself.
+        DataError: The dataset numbers its values by itself, or `out` holds something.
     """
     weights = ForeignWeights.open(path)
     if not rows_are_ids:
@@ -80,9 +81,11 @@ def import_run(
     naming = weights.naming.name
     weights.require_shapes(parts_of(_without_numbers(model, dataset), schema, naming))
     columns = columns_of(model, schema, naming)
-    run = Run.create(out, msgspec.structs.replace(recipe, model=model), dataset)
-    trainer = Trainer(run, dataset, on_message=on_message)
-    trainer.start_from(lambda filled: weights.copy_into(parts_of(filled, schema, naming), columns))
+    with new_folder(out) as folder:  # a run without its weights would be trained from others
+        run = Run.create(folder, msgspec.structs.replace(recipe, model=model), dataset)
+        Trainer(run, dataset, on_message=on_message).start_from(
+            lambda filled: weights.copy_into(parts_of(filled, schema, naming), columns)
+        )
     return ImportResult(
         run=str(out),
         naming=naming,

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from fastdlrm.checkpoint.foreign import ForeignWeights
 from fastdlrm.cli.main import app
+from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.train.evaluate import scores
 from fastdlrm.train.interchange import export_file, import_run
@@ -155,7 +157,30 @@ def test_a_file_that_does_not_fit_leaves_nothing(reference, dataset, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_targets_are_refused(run, tmp_path):
+def test_an_import_that_breaks_off_leaves_nothing(file, dataset, tmp_path):
+    """A run without the weights would go on from drawn ones."""
+    splits = {"test": dataset.manifest.splits["test"]}
+    manifest = msgspec.structs.replace(dataset.manifest, splits=splits)
+    with pytest.raises(DataError, match="train"):
+        import_run(
+            file, tiny_recipe(*AS_REFERENCE), Dataset(dataset.folder, manifest), tmp_path / "run"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+def test_an_import_on_a_gpu_has_the_same_numbers(file, run, dataset, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    import_run(file, tiny_recipe(*AS_REFERENCE, "train.device='cuda'"), dataset, tmp_path / "run")
+    expected = run.load_model("best").state_tensors()
+    for name, tensor in Run.open(tmp_path / "run").load_model("best").state_tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_wrong_targets_are_refused(run, file, dataset, tmp_path):
+    with pytest.raises(DataError, match="exists and is not an empty folder; remove it or name"):
+        import_run(file, tiny_recipe(*AS_REFERENCE), dataset, run.folder)
     with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}: a folder; name the file")):
         export_file(run, "best", "reference", tmp_path)
     with pytest.raises(ConfigError, match="--to 'caffe2': reference or torchrec is allowed"):
