@@ -30,7 +30,7 @@ from fastdlrm.checkpoint.parts import (
     parts_of,
     tables_in_order,
 )
-from fastdlrm.checkpoint.pickled import read_state_dict
+from fastdlrm.checkpoint.pickled import read_pickled
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import CheckpointError
 from fastdlrm.model.config import ModelConfig
@@ -57,6 +57,7 @@ class ForeignWeights:
         depths: How many of each part.
         keys: Name in the file by part.
         tensors: By part, as in the file; mapped, not read, where that is possible.
+        square_sums: Of an Adagrad that trained them, by part, where the file has them.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class ForeignWeights:
     depths: Depths
     keys: Mapping[str, str]
     tensors: Mapping[str, Tensor]
+    square_sums: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, path: Path) -> "ForeignWeights":
@@ -72,7 +74,7 @@ class ForeignWeights:
         Raises:
             CheckpointError: It is no file of weights, of neither program, or of another model.
         """
-        found = read_state_dict(path)
+        found, square_sums = read_pickled(path)
         originals = without_wrapper(found)
         naming = naming_of(originals)
         if naming is None:
@@ -100,7 +102,10 @@ class ForeignWeights:
                     f"{path}: {keys[part]!r} has shape {tuple(tensor.shape)}; {num_dims} "
                     "dimensions of 1 or more are allowed"
                 )
-        return cls(path, naming, depths, keys, tensors)
+        kept = {
+            p: square_sums[originals[k]] for p, k in keys.items() if originals[k] in square_sums
+        }
+        return cls(path, naming, depths, keys, tensors, kept)
 
     def model_config(self, wanted: ModelConfig, schema: Schema) -> ModelConfig:
         """The shape of the model that these weights are of.
@@ -196,7 +201,6 @@ class ForeignWeights:
                     f"{why}"
                 )
 
-    @torch.no_grad()
     def copy_into(self, live: Mapping[str, Tensor], columns: Tensor | None) -> None:
         """Lay the numbers into a model.
 
@@ -205,8 +209,26 @@ class ForeignWeights:
             columns: As `columns_of` gives it.
         """
         for part, tensor in self.tensors.items():
-            is_permuted = columns is not None and part == FIRST_TOP_WEIGHT
-            live[part].copy_(tensor[:, columns] if is_permuted else tensor)
+            _lay(part, tensor, live[part], columns)
+
+    def copy_square_sums(self, live: Mapping[str, Tensor], columns: Tensor | None) -> int:
+        """Lay what an Adagrad kept into the state of ours, where the shapes are the same.
+
+        Args:
+            live: Sums of squares by part, of those whose optimizer keeps them.
+            columns: As `columns_of` gives it.
+
+        Returns:
+            How many parts have them now.
+        """
+        same = [
+            part
+            for part, tensor in self.square_sums.items()
+            if part in live and live[part].shape == tensor.shape
+        ]
+        for part in same:
+            _lay(part, self.square_sums[part], live[part], columns)
+        return len(same)
 
     def _require_tables(self, schema: Schema) -> None:
         """Check number and names of the tables."""
@@ -276,6 +298,13 @@ def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
         raise CheckpointError(f"the model has no dense features; {naming} needs 1 or more")
     if naming == "torchrec" and not config.top_mlp:
         raise CheckpointError("model.top_mlp is empty; TorchRec needs 1 hidden layer or more")
+
+
+@torch.no_grad()
+def _lay(part: str, tensor: Tensor, live: Tensor, columns: Tensor | None) -> None:
+    """Copy a part of the other program's over one of ours."""
+    is_permuted = columns is not None and part == FIRST_TOP_WEIGHT
+    live.copy_(tensor[:, columns] if is_permuted else tensor)
 
 
 def _unknown(key: str) -> str:

@@ -37,8 +37,8 @@ def tables_in_order(schema: Schema, naming: NamingName) -> list[str]:
     return tables
 
 
-def parts_of(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, Tensor]:
-    """A model's live tensors by part.
+def part_names(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, str]:
+    """The name in `DLRM.state_tensors` of each part of a model.
 
     Args:
         model: Its tables are all in this process.
@@ -48,29 +48,41 @@ def parts_of(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, Tenso
     Raises:
         CheckpointError: A tensor is no such part, or the tables cannot be ordered so.
     """
-    state = model.state_tensors()
-    parts = {}
-    for k, table in enumerate(tables_in_order(schema, naming)):
-        parts[f"tables.{k}"] = state.pop(f"tables.{table}")
+    tables = tables_in_order(schema, naming)
+    names = {f"tables.{k}": f"tables.{table}" for k, table in enumerate(tables)}
     mlps = {"bottom_mlp": model.bottom_mlp, "top_mlp": model.top_mlp}
     if isinstance(model.interaction, ProjectionInteraction):
         mlps |= {f"interaction.{name}": getattr(model.interaction, name) for name in BRANCHES}
     for name, mlp in mlps.items():
         linear = (i for i, layer in enumerate(layers_of(mlp)) if isinstance(layer, nn.Linear))
         for k, i in enumerate(linear):
-            for kind in LINEAR:
-                parts[f"{name}.{k}.{kind}"] = state.pop(f"{name}.{i}.{kind}")
+            names |= {f"{name}.{k}.{kind}": f"{name}.{i}.{kind}" for kind in LINEAR}
     if isinstance(model.interaction, CrossInteraction):
         for k in range(len(model.interaction.layers)):
             for kind in CROSS:
-                name = f"interaction.layers.{k}.{kind}"
-                parts[name] = state.pop(name)
-    if state:
+                names[f"interaction.layers.{k}.{kind}"] = f"interaction.layers.{k}.{kind}"
+    placed = set(names.values())
+    for name in (name for name in model.state_tensors() if name not in placed):
         raise CheckpointError(
-            f"the model has {next(iter(state))!r}, for which neither dlrm_s_pytorch nor TorchRec's "
-            "DLRM has a place; they have tables, linear layers, and cross layers or projections"
+            f"the model has {name!r}, for which neither dlrm_s_pytorch nor TorchRec's DLRM has a "
+            "place; they have tables, linear layers, and cross layers or projections"
         )
-    return parts
+    return names
+
+
+def parts_of(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, Tensor]:
+    """A model's live tensors by part.
+
+    Args:
+        model: As for `part_names`; so the others.
+        schema: Its features.
+        naming: Whose order of tables counts.
+
+    Raises:
+        CheckpointError: As `part_names`.
+    """
+    state = model.state_tensors()
+    return {part: state[name] for part, name in part_names(model, schema, naming).items()}
 
 
 def depths_of(parts: Sequence[str], tables: Sequence[str]) -> Depths:

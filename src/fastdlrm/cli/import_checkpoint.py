@@ -51,6 +51,8 @@ def import_checkpoint(
             "names of": result.naming,
             **{key: shape[key] for key in keys},
             "rows": result.num_embeddings,
+            "Adagrad goes on from the file's sums": f"{result.num_square_sums} of "
+            f"{result.num_tensors} tensors",
             "to train further": f"train --resume with the same config {further}".rstrip(),
             "folder": result.run,
         }

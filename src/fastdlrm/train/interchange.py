@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdlrm.checkpoint.foreign import ForeignWeights, foreign_state
 from fastdlrm.checkpoint.naming import NamingName
-from fastdlrm.checkpoint.parts import columns_of, parts_of
+from fastdlrm.checkpoint.parts import columns_of, part_names, parts_of
 from fastdlrm.config import to_tree
 from fastdlrm.contracts.manifest import replacing
 from fastdlrm.contracts.schema import IdEncoding
@@ -23,6 +23,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
+from fastdlrm.train.step import TrainStep
 from fastdlrm.train.trainer import Trainer
 
 SAME_ROWS: tuple[IdEncoding, ...] = ("reference", "identity")
@@ -43,6 +44,11 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     """What the config must be told by --set to be this model's, to train it further."""
     num_embeddings: int
     """Rows of all tables."""
+    num_tensors: int
+    """Tables, weights and biases."""
+    num_square_sums: int
+    """Of how many of them Adagrad goes on from the file's sums of squared gradients; all else that
+    optimizers keep starts afresh."""
 
 
 def import_run(
@@ -56,7 +62,9 @@ def import_run(
 ) -> ImportResult:
     """Make a run whose checkpoint at step 0 holds another program's weights.
 
-    The optimizers start afresh. The file's numbers are mapped and copied table by table.
+    Adagrad goes on from the sums of squared gradients in the file, where both the file and the
+    config are of it; all else that optimizers keep starts afresh. The file's numbers are mapped and
+    copied table by table.
 
     Args:
         path: A file of dlrm_s_pytorch or of TorchRec's DLRM, made by torch.save.
@@ -81,16 +89,29 @@ def import_run(
     naming = weights.naming.name
     weights.require_shapes(parts_of(_without_numbers(model, dataset), schema, naming))
     columns = columns_of(model, schema, naming)
+    num_square_sums = 0
+
+    def fill(step: TrainStep) -> None:
+        nonlocal num_square_sums
+        weights.copy_into(parts_of(step.model, schema, naming), columns)
+        kept: dict[str, Any] = {
+            **step.sparse_optimizer.state_tensors(),
+            **step.dense_optimizer.state_tensors(),
+        }
+        named = part_names(step.model, schema, naming).items()
+        live = {p: kept[f"{n}.square_sum"] for p, n in named if f"{n}.square_sum" in kept}
+        num_square_sums = weights.copy_square_sums(live, columns)
+
     with new_folder(out) as folder:  # a run without its weights would be trained from others
         run = Run.create(folder, msgspec.structs.replace(recipe, model=model), dataset)
-        Trainer(run, dataset, on_message=on_message).start_from(
-            lambda filled: weights.copy_into(parts_of(filled, schema, naming), columns)
-        )
+        Trainer(run, dataset, on_message=on_message).start_from(fill)
     return ImportResult(
         run=str(out),
         naming=naming,
         model=model,
         overrides=_overrides(recipe.model, model),
+        num_tensors=len(weights.tensors),
+        num_square_sums=num_square_sums,
         num_embeddings=sum(table_sizes(schema, dataset.manifest.encoding).values()),
     )
 

@@ -20,7 +20,6 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.errors import CheckpointError, DataError
 from fastdlrm.metrics.values import MetricValues, is_better
-from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
@@ -223,14 +222,14 @@ class Trainer:
             data_wait_share=self._clock.data_wait_share,
         )
 
-    def start_from(self, fill: Callable[[DLRM], None]) -> None:
-        """Leave a checkpoint before the first step, of weights from elsewhere, and end.
+    def start_from(self, fill: Callable[[TrainStep], None]) -> None:
+        """Leave a checkpoint before the first step, of numbers from elsewhere, and end.
 
         Args:
-            fill: Lays the numbers into the model's `state_tensors`.
+            fill: Lays them into the `state_tensors` of model and optimizers.
         """
         try:
-            fill(self._step.model)
+            fill(self._step)
             self._step.dense_optimizer.refresh()
             self._save()
             if self._saver is not None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastdlrm.checkpoint.pickled import read_state_dict
+from fastdlrm.checkpoint.pickled import read_pickled
 from fastdlrm.errors import CheckpointError
-from tests.reference_dlrm import ReferenceDLRM, reference_file
+from tests.reference_dlrm import ReferenceDLRM, reference_file, save_reference
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_file_of_the_reference_is_read(model, tmp_path, is_zip):
     torch.save(reference_file(model), path, _use_new_zipfile_serialization=is_zip)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    assert_equal(read_state_dict(path), model.state_dict())
+    assert_equal(read_pickled(path).tensors, model.state_dict())
 
 
 def test_the_numbers_of_numpy_1_are_read(model, tmp_path):
@@ -56,19 +56,19 @@ def test_the_numbers_of_numpy_1_are_read(model, tmp_path):
             target.writestr(
                 name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             )
-    assert_equal(read_state_dict(old), model.state_dict())
+    assert_equal(read_pickled(old).tensors, model.state_dict())
 
 
 def test_a_bare_state_dict_is_read(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "bare.pt")
-    assert_equal(read_state_dict(tmp_path / "bare.pt"), model.state_dict())
+    assert_equal(read_pickled(tmp_path / "bare.pt").tensors, model.state_dict())
 
 
 def test_numbers_are_mapped_not_read(tmp_path):
     """What is written into the file after it was opened is seen: nothing was copied."""
     path = tmp_path / "large.pt"
     torch.save({"emb_l.0.weight": torch.ones(2**16, 4)}, path)
-    table = read_state_dict(path)["emb_l.0.weight"]
+    table = read_pickled(path).tensors["emb_l.0.weight"]
     content = path.read_bytes()
     ones, twos = (np.full(2**18, number, "<f4").tobytes() for number in (1, 2))
     with path.open("r+b") as file:
@@ -88,7 +88,7 @@ def test_what_a_file_would_run_is_not_run(model, tmp_path, is_zip):
         else ("evil.pt: not a file of tensors and numbers")
     )
     with pytest.raises(CheckpointError, match=message):
-        read_state_dict(path)
+        read_pickled(path)
     assert not touched.exists()
     torch.load(path, weights_only=False)  # it would have been
     assert touched.exists()
@@ -104,7 +104,7 @@ def test_of_numpy_only_plain_numbers_are_allowed(model, tmp_path, value):
     with pytest.raises(
         CheckpointError, match=r"would call numpy|not a file of tensors and numbers"
     ):
-        read_state_dict(tmp_path / "a.pt")
+        read_pickled(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,30 @@ def test_of_numpy_only_plain_numbers_are_allowed(model, tmp_path, value):
 def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=message):
-        read_state_dict(tmp_path / "a.pt")
+        read_pickled(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("optimizer", [3, {"state": {}}, {"param_groups": [{}], "state": {}}])
+def test_an_optimizer_of_another_kind_is_refused(model, tmp_path, optimizer):
+    torch.save(reference_file(model) | {"opt_state_dict": optimizer}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"its opt_state_dict is no optimizer's: \w+Error"):
+        read_pickled(tmp_path / "a.pt")
+
+
+def test_what_adagrad_kept_is_read_by_parameter(model, tmp_path):
+    """SGD keeps nothing; an optimizer of some of the parameters does not say of which."""
+    assert read_pickled(save_reference(model, tmp_path / "sgd.pt")).square_sums == {}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 2)
+    for parameters, is_whole in ((model.parameters(), True), (model.bot_l.parameters(), False)):
+        optimizer = torch.optim.Adagrad(parameters, lr=0.1)
+        optimizer.step()
+        content = reference_file(model) | {"opt_state_dict": optimizer.state_dict()}
+        torch.save(content, tmp_path / "a.pt")
+        found = read_pickled(tmp_path / "a.pt").square_sums
+        assert list(found) == (list(model.state_dict()) if is_whole else [])
+        for name, tensor in found.items():  # 2 squared
+            torch.testing.assert_close(tensor, torch.full_like(model.state_dict()[name], 4))
 
 
 def test_what_torch_did_not_save_is_refused(model, tmp_path):
@@ -129,7 +152,7 @@ def test_what_torch_did_not_save_is_refused(model, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"a\.pt: no such file; name one that torch.save wrote"
     ):
-        read_state_dict(path)
+        read_pickled(path)
     torch.save(model.state_dict(), path)
     whole = path.read_bytes()
     with zipfile.ZipFile(tmp_path / "b.pt", "w") as other:
@@ -142,4 +165,4 @@ def test_what_torch_did_not_save_is_refused(model, tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in ("a.pt", "b.pt", "c.pt", "d.pt"):
         with pytest.raises(CheckpointError, match=f"{name}: not a file of tensors and numbers"):
-            read_state_dict(tmp_path / name)
+            read_pickled(tmp_path / name)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fastdlrm.checkpoint import store
 from fastdlrm.checkpoint.foreign import ForeignWeights
 from fastdlrm.cli.main import app
 from fastdlrm.data.dataset import Dataset
@@ -18,7 +19,7 @@ from fastdlrm.train.evaluate import scores
 from fastdlrm.train.interchange import export_file, import_run
 from fastdlrm.train.run import Run
 from tests.builders import invoke, tiny_dataset, tiny_recipe
-from tests.reference_dlrm import ReferenceDLRM, save_reference
+from tests.reference_dlrm import ReferenceDLRM, reference_file, save_reference
 
 AS_REFERENCE = (
     "data.sparse.0.encoding='reference'",
@@ -107,6 +108,28 @@ def test_it_is_trained_further(file, dataset, tmp_path):
     after = run.load_model("last").state_tensors()["top_mlp.0.weight"]
     assert run.checkpoint_folder("last").name == "step-000000005"
     assert 0 < (after - before).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("dense", "num_taken"), [("adagrad", 14), ("adam", 6)])
+def test_adagrad_goes_on_from_the_files_sums(reference, dataset, tmp_path, dense, num_taken):
+    """6 tables with a number a row, as row-wise Adagrad keeps them, and 8 weights and biases."""
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    for k, (name, parameter) in enumerate(reference.named_parameters()):
+        shape = parameter.shape[:1] if name.startswith("emb_l") else parameter.shape
+        key = "momentum" if name.startswith("emb_l") else "sum"
+        state[k] = {"step": 7, key: torch.rand(shape, generator=generator)}
+    optimizer = {"param_groups": [{"lr": 0.1, "params": list(state)}], "state": state}
+    torch.save(reference_file(reference) | {"opt_state_dict": optimizer}, tmp_path / "dlrm.pt")
+    recipe = tiny_recipe(*AS_REFERENCE, f"train.dense_optimizer.name='{dense}'")
+    result = import_run(tmp_path / "dlrm.pt", recipe, dataset, tmp_path / "run")
+    assert (result.num_square_sums, result.num_tensors) == (num_taken, 14)
+    groups = store.load(Run.open(tmp_path / "run").checkpoint_folder("last")).tensors
+    found = groups["sparse_optimizer"]["tables.C2.square_sum"]
+    torch.testing.assert_close(found, state[1]["momentum"], rtol=0, atol=0)
+    if dense == "adagrad":
+        found = groups["dense_optimizer"]["bottom_mlp.0.weight.square_sum"]
+        torch.testing.assert_close(found, state[6]["sum"], rtol=0, atol=0)
 
 
 def test_the_round_trip_is_exact(run, reference, tmp_path):
