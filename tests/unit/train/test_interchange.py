@@ -156,17 +156,16 @@ def test_torchrecs_names_go_both_ways(run, dataset, tmp_path):
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
 
 
-def test_rows_of_our_own_encoding_need_the_callers_word(run, tmp_path):
-    dataset = tiny_dataset(tmp_path, 600)
-    sizes = [table.num_embeddings for table in dataset.manifest.encoding.tables.values()]
-    reference = ReferenceDLRM(sizes, [4, 8, 4], [16, 1])
-    path = save_reference(reference, tmp_path / "dlrm.pt")
-    with pytest.raises(
-        DataError, match=r"table 'C1' has encoding 'vocabulary', whose .*rows-are-ids"
-    ):
-        import_run(path, tiny_recipe(), dataset, tmp_path / "run")
+def test_rows_of_our_own_encoding_need_the_callers_word(file, reference, dataset, tmp_path):
+    schema = dataset.schema
+    tables = tuple(msgspec.structs.replace(t, encoding="vocabulary") for t in schema.tables)
+    schema = msgspec.structs.replace(schema, tables=tables)
+    manifest = msgspec.structs.replace(dataset.manifest, schema=schema)
+    own = Dataset(dataset.folder, manifest)
+    with pytest.raises(DataError, match=r"table 'C1' has encoding 'vocabulary', .*rows-are-ids"):
+        import_run(file, tiny_recipe(), own, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    import_run(path, tiny_recipe(), dataset, tmp_path / "run", rows_are_ids=True)
+    import_run(file, tiny_recipe(), own, tmp_path / "run", rows_are_ids=True)
     table = Run.open(tmp_path / "run").load_model("best").tables.table("C2")
     torch.testing.assert_close(table, reference.emb_l[1].weight.detach(), rtol=0, atol=0)
 
