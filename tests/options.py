@@ -1,5 +1,7 @@
 """Every option of a model and of its training, small, a few that do not touch each other a case."""
 
+import json
+
 from tests.interactions import settings
 
 DIM = 8
@@ -44,5 +46,28 @@ CASES: dict[str, dict[str, object]] = {
         "train.schedule.name": "polynomial",
         "train.schedule.decay_steps": 30,
     },
+    "hashed-added": {
+        "model.compression": {
+            "tables": {
+                "item": {"kind": "hash", "num_rows": 60},
+                "user": {"kind": "quotient_remainder", "operation": "add", "num_collisions": 8},
+            }
+        },
+    },
+    "multiplied-mean": {
+        "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
+        "model.pooling": "mean",
+    },
 }
 """Overrides of a config's keys by case."""
+
+
+def overrides(case: str) -> list[str]:
+    """As the command line takes them."""
+    return [f"{key}={_toml(value)}" for key, value in CASES[case].items()]
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)

@@ -21,7 +21,7 @@ from tests.dist.ranks import Ranks
 from tests.dist.test_resume import SETTINGS, outcome, train_part
 from tests.e2e.serving import ServerProcess, columns_body, golden_rows, scores_of, served
 from tests.e2e.test_serving_parity import BAGS, Log, bags
-from tests.options import CASES
+from tests.options import CASES, overrides
 
 pytestmark = pytest.mark.xdist_group("options")
 
@@ -72,8 +72,8 @@ def test_the_whole_way(
     repository: Repository,
     tmp_path: Path,
 ) -> None:
-    keys = [f"{key}={json.dumps(value)}" for key, value in CASES[case].items()]
-    recipe = load_config(str(BAGS), Recipe, [*SETTINGS, "train.num_epochs=2", "model.dropout=0.0", *keys])
+    keys = [*SETTINGS, "train.num_epochs=2", "model.dropout=0.0", *overrides(case)]
+    recipe = load_config(str(BAGS), Recipe, keys)
     resumes(recipe, data, tmp_path)
     ranks.run(train_part, 2, tmp_path / "sharded", data, None, 0, recipe)
     learns_the_same(tmp_path / "sharded", tmp_path / "whole")

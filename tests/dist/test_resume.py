@@ -10,7 +10,8 @@ import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
-from fastdlrm.model.build import table_sizes
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.layout import layout_of
 from fastdlrm.parallel.plan import (
     ShardingPlan,
     TablePlan,
@@ -45,10 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 3000).folder
 
 
-def mixed_plan(recipe: Recipe, dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
+def mixed_plan(config: ModelConfig, dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     """Tables in turn under every sharding."""
-    sizes = table_sizes(dataset.schema, dataset.manifest.encoding)
-    D = recipe.model.embedding_dim
+    layout = layout_of(config, dataset.schema, dataset.manifest.encoding)
+    sizes, D = layout.num_embeddings, config.embedding_dim
     ranks = list(range(num_ranks))
 
     def table(k: int, num_rows: int) -> TablePlan:
@@ -80,7 +81,8 @@ def train_part(
         path = None
         if world.size > 1:
             path = folder.with_name("plan.json")
-            world.on_first(lambda: write_plan(path, mixed_plan(recipe, dataset, world.size, shift)))
+            made = mixed_plan(recipe.model, dataset, world.size, shift)
+            world.on_first(lambda: write_plan(path, made))
         sharding = shard(recipe, dataset, world, torch.device("cpu"), path)
         make = Run.resume if (folder / "manifest.json").exists() else Run.create
         run = world.on_first(lambda: make(folder, recipe, dataset))
