@@ -14,6 +14,26 @@ import torch
 from torch import Tensor, nn
 
 
+class QuotientRemainderBag(nn.Module):
+    """What --qr-flag makes of a table: both parts are pooled, then added or multiplied."""
+
+    def __init__(self, rows: int, dim: int, collisions: int, operation: str) -> None:
+        super().__init__()
+        self.weight_q = nn.Parameter(torch.empty(-(-rows // collisions), dim))
+        self.weight_r = nn.Parameter(torch.empty(collisions, dim))
+        self.collisions, self.operation = collisions, operation
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        """Pooled vectors, shape (B, D)."""
+        quotients = nn.functional.embedding_bag(
+            ids // self.collisions, self.weight_q, offsets, mode="sum"
+        )
+        remainders = nn.functional.embedding_bag(
+            ids % self.collisions, self.weight_r, offsets, mode="sum"
+        )
+        return quotients * remainders if self.operation == "mult" else quotients + remainders
+
+
 class ReferenceDLRM(nn.Module):
     """With the reference's names of parameters."""
 
@@ -25,18 +45,26 @@ class ReferenceDLRM(nn.Module):
         *,
         interaction: str = "dot",
         itself: bool = False,
-        seed: int = 0,
+        qr: tuple[int, str] | None = None,
     ) -> None:
-        """`bottom` begins with the number of dense features; `top` lacks its input's width."""
+        """`bottom` begins with the number of dense features; `top` lacks its input's width.
+
+        `qr` makes quotient-remainder tables of those above 5 rows: collisions and operation.
+        """
         super().__init__()
         self.interaction, self.itself = interaction, itself
         dim, num_vectors = bottom[-1], len(rows) + 1
         pairs = num_vectors * (num_vectors + (1 if itself else -1)) // 2
         width = num_vectors * dim if interaction == "cat" else dim + pairs
-        self.emb_l = nn.ModuleList(nn.EmbeddingBag(n, dim, mode="sum") for n in rows)
+        self.emb_l = nn.ModuleList(
+            QuotientRemainderBag(n, dim, *qr)
+            if qr is not None and n > 5
+            else nn.EmbeddingBag(n, dim, mode="sum")
+            for n in rows
+        )
         self.bot_l = self._mlp(bottom, nn.ReLU)
         self.top_l = self._mlp([width, *top], nn.Sigmoid)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         for parameter in self.parameters():
             nn.init.normal_(parameter, 0, 0.5, generator=generator)
 

@@ -38,8 +38,6 @@ from fastdlrm.model.dlrm import DLRM
 
 OTHER_MODELS = {
     "v_W_l": "a learned weight for each row (--weighted-pooling)",
-    "weight_q": "a quotient-remainder table (--qr-flag)",
-    "weight_r": "a quotient-remainder table (--qr-flag)",
     "embs": "a table of its own dimension (--md-flag)",
     "proj": "a table of its own dimension (--md-flag)",
     "module": "one rank's part of a model on several (save it from one process)",
@@ -112,18 +110,19 @@ class ForeignWeights:
 
         Args:
             wanted: What does not follow from them is taken from it: dropout, the tables' initial
-                distribution, and of interactions of one width which it is.
+                distribution, how tables are compressed, and of interactions of one width which it
+                is.
             schema: Features to be predicted from.
 
         Raises:
             CheckpointError: They are of other features, or of no DLRM.
         """
-        dim = self.tensors["tables.0"].shape[1]
+        dim = self.tensors[self._table(0)].shape[1]
         bottom = self._widths("bottom_mlp", self.depths.bottom)
         if bottom[-1] != dim:
             raise CheckpointError(
                 f"{self.path}: {self._last('bottom_mlp', self.depths.bottom)!r} gives vectors of "
-                f"{bottom[-1]}, {self.keys['tables.0']!r} of {dim}; they must be equal"
+                f"{bottom[-1]}, {self.keys[self._table(0)]!r} of {dim}; they must be equal"
             )
         self._require_tables(schema)
         changes: dict[str, Any] = {
@@ -186,12 +185,20 @@ class ForeignWeights:
         Raises:
             CheckpointError: A shape differs.
         """
+        for part in (part for part in self.tensors if part not in expected):
+            kind = "plain" if part.count(".") == 1 else "quotient-remainder"
+            raise CheckpointError(
+                f"{self.path}: {self.keys[part]!r} is of a {kind} table, by the config's "
+                "model.compression it is another; set that as the other program had it"
+            )
         for part, tensor in self.tensors.items():
             found, wanted = tuple(tensor.shape), tuple(expected[part].shape)
             if found != wanted:
                 why = "the widths of the layers before it"
                 if part.startswith("tables.") and found[1] != wanted[1]:
-                    why = f"{self.keys['tables.0']!r}: all tables are of one dimension"
+                    why = f"{self.keys[self._table(0)]!r}: all tables are of one dimension"
+                elif part.endswith((".quotient", ".remainder")):
+                    why = "the rows of the dataset's table and num_collisions of model.compression"
                 elif part.startswith("tables."):
                     why = "the rows of the dataset's table; prepare it as the other program did"
                 elif part == "bottom_mlp.0.weight":
@@ -234,7 +241,7 @@ class ForeignWeights:
         """Check number and names of the tables."""
         tables = tables_in_order(schema, self.naming.name)
         if len(tables) != len(self.depths.tables):
-            last = self.keys[f"tables.{len(self.depths.tables) - 1}"]
+            last = self.keys[self._table(len(self.depths.tables) - 1)]
             raise CheckpointError(
                 f"{self.path}: {len(self.depths.tables)} tables, the last {last!r}; the dataset "
                 f"has {len(tables)}, the last {tables[-1] if tables else ''!r}: name its dataset"
@@ -249,6 +256,10 @@ class ForeignWeights:
     def _widths(self, mlp: str, num_layers: int) -> tuple[int, ...]:
         """Outputs of each linear layer."""
         return tuple(self.tensors[f"{mlp}.{k}.weight"].shape[0] for k in range(num_layers))
+
+    def _table(self, k: int) -> str:
+        """The first part of the K-th table."""
+        return f"tables.{k}.quotient" if k in self.depths.divided else f"tables.{k}"
 
     def _last(self, mlp: str, num_layers: int) -> str:
         return self.keys[f"{mlp}.{num_layers - 1}.weight"]
@@ -273,7 +284,13 @@ def foreign_state(
     _require_exportable(config, naming)
     parts = parts_of(model, schema, naming)
     tables = [f"t_{name}" for name in tables_in_order(schema, naming)]
-    names = next(n for n in NAMINGS if n.name == naming).names(depths_of(list(parts), tables))
+    depths = depths_of(list(parts), tables)
+    if naming == "torchrec" and depths.divided:
+        raise CheckpointError(
+            f"table {tables[min(depths.divided)]!r} is a quotient-remainder table; torchrec has "
+            "none: export to reference"
+        )
+    names = next(n for n in NAMINGS if n.name == naming).names(depths)
     if (columns := columns_of(config, schema, naming)) is not None:
         parts[FIRST_TOP_WEIGHT] = parts[FIRST_TOP_WEIGHT][:, columns.argsort()]
     return {name: parts[part].detach() for part, name in names.items()}

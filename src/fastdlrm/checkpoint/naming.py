@@ -3,6 +3,7 @@
 Both speak here of the same parts, which bear the names
 
     tables.K                               the K-th table, shape (rows, D)
+    tables.K.quotient, .remainder          in place of it, of a quotient-remainder table
     bottom_mlp.K.weight, .bias             the K-th linear layer
     top_mlp.K.weight, .bias                likewise, the output layer included
     interaction.layers.K.v, .u, .bias      the K-th cross layer
@@ -26,6 +27,7 @@ NamingName = Literal["reference", "torchrec"]
 MLP = {"bottom_mlp": "bot_l", "top_mlp": "top_l"}
 BAGS = "sparse_arch.embedding_bag_collection.embedding_bags."
 OVER = "over_arch.model"
+DIVIDED = {"quotient": "weight_q", "remainder": "weight_r"}
 CROSS = {"v": "V_kernels", "u": "W_kernels", "bias": "bias"}
 BRANCHES = ("branch1", "branch2")
 LINEAR = ("weight", "bias")
@@ -40,6 +42,7 @@ class Depths(NamedTuple):
         top: Of the top MLP, the output layer included.
         cross: Layers of the cross network.
         branches: Linear layers of a projection's two MLPs.
+        divided: Which tables are quotient-remainder tables, by their numbers.
     """
 
     tables: tuple[str, ...]
@@ -47,6 +50,7 @@ class Depths(NamedTuple):
     top: int
     cross: int = 0
     branches: tuple[int, int] = (0, 0)
+    divided: frozenset[int] = frozenset()
 
 
 class Naming(NamedTuple):
@@ -102,14 +106,20 @@ def triangle_columns(num_vectors: int, dim: int) -> Tensor:
 
 
 def _reference_depths(keys: Collection[str]) -> Depths:
-    num_tables = _count(keys, "emb_l.{}.weight")
+    num_tables = _count(keys, "emb_l.{}.weight", "emb_l.{}.weight_q")
     bottom, top = (_count(keys, f"{mlp}.{{}}.weight", step=2) for mlp in MLP.values())
-    return Depths(tuple(str(k) for k in range(num_tables)), bottom, top)
+    divided = frozenset(k for k in range(num_tables) if f"emb_l.{k}.weight_q" in keys)
+    return Depths(tuple(map(str, range(num_tables))), bottom, top, divided=divided)
 
 
 def _reference_names(depths: Depths) -> dict[str, str]:
     """Linear layers have even numbers, the activations between them odd ones."""
-    names = {f"tables.{k}": f"emb_l.{k}.weight" for k in range(len(depths.tables))}
+    names: dict[str, str] = {}
+    for k in range(len(depths.tables)):
+        if k in depths.divided:
+            names |= {f"tables.{k}.{p}": f"emb_l.{k}.{theirs}" for p, theirs in DIVIDED.items()}
+        else:
+            names[f"tables.{k}"] = f"emb_l.{k}.weight"
     for part, num_layers in (("bottom_mlp", depths.bottom), ("top_mlp", depths.top)):
         for k, kind in _linear(num_layers):
             names[f"{part}.{k}.{kind}"] = f"{MLP[part]}.{2 * k}.{kind}"
@@ -156,9 +166,13 @@ def _linear(num_layers: int) -> Iterator[tuple[int, str]]:
     return ((k, kind) for k in range(num_layers) for kind in LINEAR)
 
 
-def _count(keys: Collection[str], pattern: str, step: int = 1) -> int:
-    """How many numbers from 0 on, `step` apart, give a key that is there."""
-    return sum(1 for _ in takewhile(lambda k: pattern.format(k) in keys, count(0, step)))
+def _count(keys: Collection[str], *patterns: str, step: int = 1) -> int:
+    """How many numbers from 0 on, `step` apart, give a key that is there by one of the patterns."""
+
+    def is_there(k: int) -> bool:
+        return any(pattern.format(k) in keys for pattern in patterns)
+
+    return sum(1 for _ in takewhile(is_there, count(0, step)))
 
 
 REFERENCE = Naming("reference", _reference_depths, _reference_names)

@@ -49,7 +49,13 @@ def part_names(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, str
         CheckpointError: A tensor is no such part, or the tables cannot be ordered so.
     """
     tables = tables_in_order(schema, naming)
-    names = {f"tables.{k}": f"tables.{table}" for k, table in enumerate(tables)}
+    state = model.state_tensors()
+    names: dict[str, str] = {}
+    for k, table in enumerate(tables):
+        kinds = [
+            kind for kind in ("", ".quotient", ".remainder") if f"tables.{table}{kind}" in state
+        ]
+        names |= {f"tables.{k}{kind}": f"tables.{table}{kind}" for kind in kinds}
     mlps = {"bottom_mlp": model.bottom_mlp, "top_mlp": model.top_mlp}
     if isinstance(model.interaction, ProjectionInteraction):
         mlps |= {f"interaction.{name}": getattr(model.interaction, name) for name in BRANCHES}
@@ -62,10 +68,11 @@ def part_names(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, str
             for kind in CROSS:
                 names[f"interaction.layers.{k}.{kind}"] = f"interaction.layers.{k}.{kind}"
     placed = set(names.values())
-    for name in (name for name in model.state_tensors() if name not in placed):
+    for name in (name for name in state if name not in placed):
         raise CheckpointError(
             f"the model has {name!r}, for which neither dlrm_s_pytorch nor TorchRec's DLRM has a "
-            "place; they have tables, linear layers, and cross layers or projections"
+            "place; they have tables (the first also of quotient and remainder), linear layers, "
+            "and the second cross layers or projections"
         )
     return names
 
@@ -97,7 +104,8 @@ def depths_of(parts: Sequence[str], tables: Sequence[str]) -> Depths:
         for part in ("bottom_mlp", "top_mlp", *(f"interaction.{branch}" for branch in BRANCHES))
     )
     cross = sum(name.endswith(".v") for name in parts)
-    return Depths(tuple(tables), bottom, top, cross, (first, second))
+    divided = frozenset(int(name.split(".")[1]) for name in parts if name.endswith(".quotient"))
+    return Depths(tuple(tables), bottom, top, cross, (first, second), divided)
 
 
 def columns_of(config: ModelConfig, schema: Schema, naming: NamingName) -> Tensor | None:

@@ -13,14 +13,13 @@ from fastdlrm.checkpoint.naming import NamingName
 from fastdlrm.checkpoint.parts import columns_of, part_names, parts_of
 from fastdlrm.config import to_tree
 from fastdlrm.contracts.manifest import replacing
-from fastdlrm.contracts.schema import IdEncoding
+from fastdlrm.contracts.schema import IdEncoding, Schema
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.write import new_folder
 from fastdlrm.errors import CheckpointError, DataError
-from fastdlrm.model.build import around_tables, feature_tables, require_fit, table_sizes
+from fastdlrm.model.build import around_tables, build_tables, require_fit
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
-from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.step import TrainStep
@@ -43,7 +42,7 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     overrides: tuple[str, ...]
     """What the config must be told by --set to be this model's, to train it further."""
     num_embeddings: int
-    """Rows of all tables."""
+    """Rows of all tables as the dataset has them."""
     num_tensors: int
     """Tables, weights and biases."""
     num_square_sums: int
@@ -88,23 +87,10 @@ def import_run(
     require_fit(model, schema)
     naming = weights.naming.name
     weights.require_shapes(parts_of(_without_numbers(model, dataset), schema, naming))
-    columns = columns_of(model, schema, naming)
-    num_square_sums = 0
-
-    def fill(step: TrainStep) -> None:
-        nonlocal num_square_sums
-        weights.copy_into(parts_of(step.model, schema, naming), columns)
-        kept: dict[str, Any] = {
-            **step.sparse_optimizer.state_tensors(),
-            **step.dense_optimizer.state_tensors(),
-        }
-        named = part_names(step.model, schema, naming).items()
-        live = {p: kept[f"{n}.square_sum"] for p, n in named if f"{n}.square_sum" in kept}
-        num_square_sums = weights.copy_square_sums(live, columns)
-
     with new_folder(out) as folder:  # a run without its weights would be trained from others
         run = Run.create(folder, msgspec.structs.replace(recipe, model=model), dataset)
-        Trainer(run, dataset, on_message=on_message).start_from(fill)
+        trainer = Trainer(run, dataset, on_message=on_message)
+        num_square_sums = trainer.start_from(lambda step: _fill(step, weights, model, schema))
     return ImportResult(
         run=str(out),
         naming=naming,
@@ -112,7 +98,9 @@ def import_run(
         overrides=_overrides(recipe.model, model),
         num_tensors=len(weights.tensors),
         num_square_sums=num_square_sums,
-        num_embeddings=sum(table_sizes(schema, dataset.manifest.encoding).values()),
+        num_embeddings=sum(
+            table.num_embeddings for table in dataset.manifest.encoding.tables.values()
+        ),
     )
 
 
@@ -147,6 +135,20 @@ def export_file(run: Run, checkpoint: str, naming: NamingName, path: Path) -> di
     return state
 
 
+def _fill(step: TrainStep, weights: ForeignWeights, config: ModelConfig, schema: Schema) -> int:
+    """Lay a file's numbers into model and optimizers; of how many parts Adagrad has its sums."""
+    naming = weights.naming.name
+    columns = columns_of(config, schema, naming)
+    weights.copy_into(parts_of(step.model, schema, naming), columns)
+    kept: dict[str, Any] = {
+        **step.sparse_optimizer.state_tensors(),
+        **step.dense_optimizer.state_tensors(),
+    }
+    names = part_names(step.model, schema, naming)
+    live = {part: kept.get(f"{name}.square_sum") for part, name in names.items()}
+    return weights.copy_square_sums({p: x for p, x in live.items() if x is not None}, columns)
+
+
 def _reference_file(state: Mapping[str, Tensor], learning_rate: float) -> dict[str, Any]:
     """All keys that dlrm_s_pytorch's --load-model reads, in any of its versions."""
     counts = ("epoch", "iter", "nepochs", "nbatches", "nbatches_test", "total_accu")
@@ -163,11 +165,7 @@ def _reference_file(state: Mapping[str, Tensor], learning_rate: float) -> dict[s
 def _without_numbers(config: ModelConfig, dataset: Dataset) -> DLRM:
     """The model on no device: names and shapes alone."""
     schema = dataset.schema
-    sizes = table_sizes(schema, dataset.manifest.encoding)
-    stack = torch.empty(sum(sizes.values()), config.embedding_dim, device="meta")
-    tables = EmbeddingTables(
-        sizes, feature_tables(schema), embedding_dim=config.embedding_dim, stack=stack
-    )
+    tables = build_tables(config, schema, dataset.manifest.encoding, device="meta")
     return around_tables(config, schema, tables, torch.Generator(), "meta")
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,11 @@ from torch.nn import functional as F
 from fastdlrm.checkpoint.foreign import ForeignWeights, foreign_state
 from fastdlrm.checkpoint.parts import parts_of
 from fastdlrm.errors import CheckpointError
+from fastdlrm.model.compression_config import (
+    CompressionConfig,
+    HashCompression,
+    QuotientRemainder,
+)
 from fastdlrm.model.config import ModelConfig
 from tests.foreign_models import draw_bags, filled, logits_of, make_model, make_schema
 from tests.reference_dlrm import ReferenceDLRM, save_reference
@@ -83,6 +89,12 @@ def torchrec_logits(state, dense, ids, lengths):
     return F.linear(x, state["over_arch.model.1.weight"], state["over_arch.model.1.bias"])[:, 0]
 
 
+def qr(operation, num_collisions=4):
+    """Tables above 5 rows are of quotient and remainder, as `ReferenceDLRM` has them."""
+    default = QuotientRemainder(operation=operation, num_collisions=num_collisions)
+    return CompressionConfig(default=default, threshold_rows=5)
+
+
 def make_reference(interaction="dot", itself=False, **changes):
     sizes = {"rows": list(ROWS.values()), "bottom": (NUM_DENSE, *BOTTOM), "top": (*TOP, 1)}
     return ReferenceDLRM(**(sizes | changes), interaction=interaction, itself=itself).eval()
@@ -99,6 +111,46 @@ def test_logits_of_the_reference(tmp_path, interaction, itself):
     found = logits_of(model, dense, ids, lengths)
     assert expected.std() > 0.3
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("operation", ["add", "mult"])
+def test_logits_of_quotient_remainder_tables(tmp_path, operation):
+    """Of single ids; of bags the reference multiplies what is pooled, the paper what is not."""
+    reference = make_reference(qr=(4, operation))
+    wanted = msgspec.structs.replace(WANTED, compression=qr(operation))
+    path = save_reference(reference, tmp_path / "dlrm.pt")
+    model, config = filled(path, SCHEMA, ROWS, wanted)
+    dense, _, _ = draw_bags([], NUM_DENSE, 40)
+    ids = [torch.arange(40) * 7 % rows for rows in ROWS.values()]
+    ones = [torch.ones(40, dtype=torch.int64)] * 3
+    with torch.no_grad():
+        expected = reference.double()(dense.double(), ids, offsets_of(ones)).logit()
+    found = logits_of(model, dense, ids, ones)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    back = foreign_state(model, config, SCHEMA, "reference")
+    state = torch.load(path, weights_only=False)["state_dict"]
+    assert list(back) == list(state)
+    for name, tensor in back.items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, msg=name)
+    with pytest.raises(
+        CheckpointError, match="table 't_a' is a quotient-remainder table; torchrec"
+    ):
+        foreign_state(model, config, SCHEMA, "torchrec")
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_config", "message"),
+    [
+        ((4, "add"), CompressionConfig(), "'emb_l.0.weight_q' is of a quotient-rem"),
+        (None, qr("add"), "'emb_l.0.weight' is of a plain table, by"),
+        ((4, "add"), qr("add", 2), r"weight_q' .* \(3, 4\), expected is \(6, 4\) by .* num_col"),
+    ],
+)
+def test_a_table_compressed_otherwise_is_refused(tmp_path, of_file, of_config, message):
+    path = save_reference(make_reference(qr=of_file), tmp_path / "dlrm.pt")
+    wanted = msgspec.structs.replace(WANTED, compression=of_config)
+    with pytest.raises(CheckpointError, match=message):
+        filled(path, SCHEMA, ROWS, wanted)
 
 
 @pytest.mark.parametrize("kind", ["dot", "cross"])
@@ -223,7 +275,7 @@ def put(**tensors):
         (without("bot_l.2.weight"), "'bot_l.2.bias' has no place .* follows on one that is miss"),
         (without("emb_l.1.weight"), "'emb_l.2.weight' has no place"),
         (put(v_W_l__0=torch.ones(11)), r"'v_W_l.0' is of a learned weight .*--weighted-pooling"),
-        (put(emb_l__3__weight_q=torch.ones(2, 4)), r"'emb_l.3.weight_q' is of a quotient-rem"),
+        (put(emb_l__3__weight_q=torch.ones(2, 4)), "'emb_l.3.weight_r' is missing"),
         (put(emb_l__3__embs__weight=torch.ones(2, 4)), r"'emb_l.3.embs.weight' is .*--md-flag"),
         (put(bot_l__module__0__bias=torch.ones(2)), r"'bot_l.module.0.bias' is .*one rank's part"),
         (put(bot_l__2__weight=torch.ones(3, 6)), r"'bot_l.2.weight' gives vectors of 3, 'emb_l.0"),
@@ -327,3 +379,7 @@ def test_a_tensor_without_a_place_is_named():
     model = make_model(make_config(norm="layer"), SCHEMA, ROWS)
     with pytest.raises(CheckpointError, match=r"the model has 'bottom_mlp\.1\.weight', for which"):
         foreign_state(model, CONFIGS["dot"], SCHEMA, "torchrec")
+    hashed = {"a": HashCompression(num_rows=5)}
+    config = make_config(compression=CompressionConfig(tables=hashed))
+    with pytest.raises(CheckpointError, match=r"the model has 'tables\.a\.hash', for which"):
+        foreign_state(make_model(config, SCHEMA, ROWS), config, SCHEMA, "reference")
