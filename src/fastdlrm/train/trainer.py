@@ -7,7 +7,7 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -38,6 +38,8 @@ RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
     "cpu": torch.set_rng_state,
     "cuda": torch.cuda.set_rng_state,
 }
+
+T = TypeVar("T")
 
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
@@ -222,6 +224,27 @@ class Trainer:
             samples_per_s=self._clock.samples_per_s,
             data_wait_share=self._clock.data_wait_share,
         )
+
+    def start_from(self, fill: Callable[[TrainStep], T]) -> T:
+        """Leave a checkpoint before the first step, of numbers from elsewhere, and end.
+
+        Args:
+            fill: Lays them into the `state_tensors` of model and optimizers.
+
+        Returns:
+            What `fill` returns.
+        """
+        try:
+            filled = fill(self._step)
+            self._step.dense_optimizer.refresh()
+            self._save()
+            if self._saver is not None:
+                self._saver.wait()
+        finally:
+            self._step.close()
+            if self._records is not None:
+                self._records.close()
+        return filled
 
     def _compare(self) -> None:
         """Say how the run compares with what was predicted."""
