@@ -1,7 +1,7 @@
 """Every preset by every sub-command of `fastdlrm bench` on this machine's CPU, with --quick.
 
     python benchmarks/run_study.py
-    python benchmarks/run_study.py --only rmc1 --only rmc2-batch --out TRIAL
+    python benchmarks/run_study.py --only rmc1 --only rmc2-batch --out TRIAL --minutes 14
 
 Each run leaves OUT/bench-cpu-PRESET-SUBCOMMAND[-VARIANT].json; at the end `fastdlrm bench compare`
 sets the models beside each other and `fastdlrm report` draws all that lies there to
@@ -40,12 +40,14 @@ class Model:
         rows_scale: Factor on the rows of its tables, which then take 60 to 500 MB.
         sla_ms: Of the presets that state none.
         overrides: Of its config.
+        batches: Sizes for operators, and the last for the roofline; those of --quick unless named.
     """
 
     name: str
     rows_scale: float
     sla_ms: float | None = None
     overrides: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
 
 
 MODELS = (
@@ -57,24 +59,25 @@ MODELS = (
     Model("wnd", 0.1),
     Model("criteo-kaggle", 0.2, 25.0, (HASHED, "data.sparse.0.max_rows=1300000")),
     Model("criteo-terabyte", 0.006, 25.0, (HASHED,)),
-    Model("mlperf-dlrm-v1", 0.0008, 60.0, (HASHED,)),
+    Model("mlperf-dlrm-v1", 0.0008, 60.0, (HASHED,), (1, 16, 64)),
     Model(
         "mlperf-dcnv2",
         0.0008,
         60.0,
         (HASHED, "data.sparse.0.bag=true", f"random={{sparse=[{BAGS}]}}"),
+        (1, 16, 64),
     ),
 )
 """60 ms: MLPerf Inference's of DLRM-DCNv2. Of 26 tables of 1.3 M rows as many are in all as Criteo
 Kaggle has values."""
 
-SUBCOMMANDS = ("batch", "operators", "roofline", "colocate", "latency-bounded")
+SUBCOMMANDS = ("operators", "colocate", "latency-bounded", "batch", "roofline")
 
 VARIANTS = (
     ("rmc1", "operators", "wide", ("--set", "model.top_mlp=[1024,256]")),
     ("rmc1", "operators", "wider", ("--set", "model.top_mlp=[4096,1024]")),
     ("rmc1", "latency-bounded", "strict", ("--sla-ms", "20")),
-    ("rmc3", "latency-bounded", "strict", ("--sla-ms", "20")),
+    ("rmc3", "latency-bounded", "strict", ("--sla", "low")),
 )
 """Preset, sub-command, what the file's name adds, options: what two of the papers' figures vary."""
 
@@ -93,13 +96,13 @@ class Run:
 
 
 def runs() -> Iterator[Run]:
-    """All there are, in order."""
+    """All there are: first what varies, then model by model."""
     models = {model.name: model for model in MODELS}
-    for name in SUBCOMMANDS:
-        for model in MODELS:
-            yield _run(model, name)
     for preset, name, variant, options in VARIANTS:
         yield _run(models[preset], name, variant, options)
+    for model in MODELS:
+        for name in SUBCOMMANDS:
+            yield _run(model, name)
 
 
 def _run(model: Model, subcommand: str, variant: str = "", options: tuple[str, ...] = ()) -> Run:
@@ -108,6 +111,11 @@ def _run(model: Model, subcommand: str, variant: str = "", options: tuple[str, .
         words += ["--device", "cpu"]
     elif model.sla_ms is not None:
         words += ["--sla-ms", f"{model.sla_ms:g}"]
+    if subcommand == "colocate":
+        words += ["--tables", "private"]
+    if model.batches and subcommand in ("operators", "roofline"):
+        wanted = model.batches if subcommand == "operators" else model.batches[-1:]
+        words += ["--batches", ",".join(map(str, wanted))]
     for override in model.overrides:
         words += ["--set", override]
     name = "-".join(filter(None, (model.name, subcommand, variant)))
@@ -146,11 +154,17 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="preset, sub-command, or both: rmc1-batch"
     )
+    parser.add_argument("--minutes", type=float, help="start no run later than so long from now")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     began, has_all = time.monotonic(), True
     for run in runs():
-        if not args.only or {run.name, run.words[0], run.words[2]} & set(args.only):
+        if args.only and not {run.name, run.words[0], run.words[2]} & set(args.only):
+            continue
+        if args.minutes and time.monotonic() - began > 60 * args.minutes:
+            print(f"         left out: {run.name}")
+            has_all = False
+        else:
             path = args.out / f"bench-cpu-{run.name}.json"
             has_all &= call(["bench", *run.words, "--out", str(path)])[1]
     batch = [str(args.out / f"bench-cpu-{model.name}-batch.json") for model in MODELS]

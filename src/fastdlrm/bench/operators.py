@@ -242,8 +242,7 @@ def _measurements(
     ]
     steps = ceil(effort.min_samples / effort.num_rounds)
     blocks = [
-        class_times(case.call, device, steps, OPERATOR_CLASSES)
-        for _ in range(effort.num_rounds)
+        class_times(case.call, device, steps, OPERATOR_CLASSES) for _ in range(effort.num_rounds)
     ]
     for name in CLASS_NAMES:
         rounds = tuple(tuple(block[name]) for block in blocks)
