@@ -4,7 +4,6 @@ Invariant: of what a pickle may call, only torch's tensors and numpy's plain num
 a file that names anything else is refused before it is called.
 """
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,17 +101,18 @@ def _load(path: Path) -> Any:
     """What a file holds."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; name one that torch.save wrote")
-    is_zip = zipfile.is_zipfile(path)
     try:
+        is_zip = zipfile.is_zipfile(path)
         with safe_globals(ALLOWED):
-            if is_zip and (unsafe := sorted(get_unsafe_globals_in_checkpoint(path))):
-                raise CheckpointError(
-                    f"{path}: would call {unsafe[0]}; only tensors and numbers are read: save "
-                    "model.state_dict() of a model on one process"
-                )
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError) as why:
+            unsafe = sorted(get_unsafe_globals_in_checkpoint(path)) if is_zip else []
+            if not unsafe:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as why:  # a damaged pickle ends in any of them
         said = str(why).strip().partition("\n")[0]
         raise CheckpointError(
             f"{path}: not a file of tensors and numbers that torch.save wrote: {said}"
         ) from why
+    raise CheckpointError(
+        f"{path}: would call {unsafe[0]}; only tensors and numbers are read: save "
+        "model.state_dict() of a model on one process"
+    )

@@ -124,6 +124,25 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, message):
         read_pickled(tmp_path / "a.pt")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_damaged_file_is_refused_or_read(model, tmp_path, is_zip):
+    """A few bytes altered, of a file of which most bytes are a pickle."""
+    path, rng = tmp_path / "a.pt", np.random.default_rng(1)
+    torch.save(reference_file(model), path, _use_new_zipfile_serialization=is_zip)
+    whole = np.fromfile(path, np.uint8)
+    num_refused = 0
+    for _ in range(60):
+        altered = whole.copy()
+        altered[rng.integers(len(whole), size=4)] = rng.integers(256, size=4)
+        altered.tofile(path)
+        try:
+            read_pickled(path)
+        except CheckpointError:
+            num_refused += 1
+    assert num_refused > 20
+
+
 @pytest.mark.parametrize("optimizer", [3, {"state": {}}, {"param_groups": [{}], "state": {}}])
 def test_an_optimizer_of_another_kind_is_refused(model, tmp_path, optimizer):
     torch.save(reference_file(model) | {"opt_state_dict": optimizer}, tmp_path / "a.pt")
