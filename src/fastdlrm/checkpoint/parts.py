@@ -8,8 +8,9 @@ from fastdlrm.checkpoint.naming import BRANCHES, CROSS, LINEAR, Depths, NamingNa
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import CheckpointError
 from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.cross import CrossInteraction
 from fastdlrm.model.dlrm import DLRM
-from fastdlrm.model.interaction import CrossInteraction, ProjectionInteraction
+from fastdlrm.model.interaction import ProjectionInteraction
 from fastdlrm.model.mlp import layers_of
 
 FIRST_TOP_WEIGHT = "top_mlp.0.weight"
