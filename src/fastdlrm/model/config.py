@@ -101,8 +101,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             value = getattr(self, name)
             if (value > 0) != (kind in kinds) or value < 0:
                 raise ConfigError(
-                    f"model.{name} is {value} with interaction {kind!r}; {' and '.join(kinds)} "
-                    "take 1 or more (MLPerf's DLRM-DCNv2 has 3 layers of rank 512), the others 0"
+                    f"model.{name} is {value} with interaction {kind!r}; allowed are 1 or more "
+                    f"with {' and '.join(kinds)} (MLPerf's DLRM-DCNv2 has 3 layers of rank 512), 0 "
+                    "with the others"
                 )
         for name in ("projection_branch1", "projection_branch2"):
             widths = getattr(self, name)
