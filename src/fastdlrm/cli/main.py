@@ -32,6 +32,7 @@ from fastdlrm.cli import (
     serve,
     trace,
     train,
+    tune,
 )
 from fastdlrm.errors import ConfigError, FastDLRMError
 
@@ -68,6 +69,7 @@ app.add_typer(trace.app, name="trace")
 app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

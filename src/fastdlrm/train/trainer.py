@@ -72,7 +72,7 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     """Optimizer steps done in all."""
     is_finished: bool
-    """False where a signal stopped it; --resume continues."""
+    """False where a signal or an evaluation ended it; --resume continues."""
     stopped_early: bool
     """Whether early_stop_patience ended it."""
     best_step: int | None
@@ -106,6 +106,8 @@ class Trainer:
         dataset: With a train split, and a validation split if anything is to be evaluated.
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
+        on_evaluation: Called after each evaluation with the steps done and its metrics, on the
+            first rank; True ends the training there, as a signal does.
         world: This rank and the others.
         sharding: Where the tables lie; None where all of them lie in this process.
     """
@@ -117,6 +119,7 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
         *,
+        on_evaluation: Callable[[int, MetricValues], bool] = lambda step, values: False,
         world: World = ALONE,
         sharding: Sharding | None = None,
     ) -> None:
@@ -129,6 +132,8 @@ class Trainer:
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
         self._on_message = on_message
+        self._on_evaluation = on_evaluation
+        self._is_ended = False
         self._train = dataset.split("train")
         self._validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -255,7 +260,11 @@ class Trainer:
         return False
 
     def _must_stop(self, stop: StopRequest) -> bool:
-        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        """Whether an evaluation or a signal asks for the end: on a signal the ranks agree now and
+        then.
+        """
+        if self._is_ended:
+            return True
         is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
         return is_due and self._world.any(stop.requested)
 
@@ -342,6 +351,7 @@ class Trainer:
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
         self._save()
+        self._is_ended = self._world.on_first(lambda: self._on_evaluation(state.step, values))
 
     def _is_out_of_patience(self) -> bool:
         patience = self._config.early_stop_patience
