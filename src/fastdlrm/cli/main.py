@@ -15,6 +15,7 @@ from fastdlrm.cli import (
     bench,
     doctor,
     download,
+    embeddings,
     evaluate,
     export,
     export_binary,
@@ -71,6 +72,7 @@ app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("eval")(evaluate.evaluate)
+app.command("embeddings")(embeddings.embeddings)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("export-delta")(export_delta.export_delta)
