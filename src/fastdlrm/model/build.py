@@ -9,6 +9,7 @@ from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
@@ -41,7 +42,8 @@ def build_dlrm(
     generator = torch.Generator().manual_seed(seed)
     if tables is None:
         tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
-    tables.initialise(config.init, generator, config.embedding_std)
+    draws = layout_of(config, schema, encoding).draws
+    tables.initialise(config.init, generator, config.embedding_std, draws)
     return around_tables(config, schema, tables, generator, device)
 
 
@@ -96,7 +98,7 @@ def build_tables(
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_host: bool = False,
-) -> EmbeddingTables:
+) -> Tables:
     """All tables in this process, not yet drawn.
 
     Args:
@@ -107,9 +109,10 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
+    layout = layout_of(config, schema, encoding)
     tables = EmbeddingTables(
-        table_sizes(schema, encoding),
-        feature_tables(schema),
+        layout.num_embeddings,
+        layout.feature_tables,
         embedding_dim=config.embedding_dim,
         pooling=config.pooling,
         dtype=table_dtype,
@@ -117,17 +120,7 @@ def build_tables(
         pin=on_host,
     )
     tables.feature_starts = tables.feature_starts.to(device)
-    return tables
-
-
-def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
-    """Rows by table, in the model's order."""
-    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
-
-
-def feature_tables(schema: Schema) -> list[str]:
-    """The table of each sparse feature, in the batch's order."""
-    return [feature.table for feature in schema.sparse]
+    return layout.wrapped(tables)
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -148,6 +141,12 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     """
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
+    names = [table.name for table in schema.tables]
+    if unknown := sorted(config.compression.tables.keys() - set(names)):
+        raise ConfigError(
+            f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
+            f"{', '.join(names) or 'none'}"
+        )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "

@@ -5,14 +5,14 @@ Every rank calls it with its own samples, and all ranks call it in the same orde
 Shapes: B samples of this rank, F sparse features, D embedding dim, R rows of a table.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import EmbeddingTables, draw_, drawn_rows
+from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_, drawn_rows
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
@@ -63,14 +63,22 @@ class ShardedTables(nn.Module):
         return self.placement.plan.num_embeddings
 
     @torch.no_grad()
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
         """Draw the very numbers that `EmbeddingTables.initialise` draws, and keep this rank's.
 
         Args:
             init: See there.
             generator: On the CPU; left as it is after a whole table's numbers.
             std: See there.
+            draws: See there.
         """
+        draws = draws or {}
         plan = self.placement.plan
         D = plan.embedding_dim
         own = {table: (tensor, shard) for table, tensor, shard in self._own()}
@@ -79,7 +87,7 @@ class ShardedTables(nn.Module):
             dtype = self.placement.replicated.weight.dtype
             for start, stop in drawn_rows(num_rows, D):
                 drawn = torch.empty(stop - start, D, dtype=dtype)
-                draw_(drawn, num_rows, init, generator, std)
+                draw_(drawn, draws.get(name, Draw(num_rows)), init, generator, std)
                 if tensor is None or shard is None:
                     continue
                 low = max(start, shard.first_row)

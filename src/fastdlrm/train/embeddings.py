@@ -1,7 +1,8 @@
 """What training has made of a run's embedding tables: norms, dead rows, neighbours, a projection.
 
 Tables are read from the checkpoint run of rows by run of rows, twice at most; what is kept of a row
-is its norm, its lookups and whether it moved: some 50 bytes while they are sorted.
+is its norm, its lookups and whether it moved: some 50 bytes while they are sorted. Of a compressed
+table, whose parts are held in memory, a row is the vector that an id gets.
 
 Shapes: R rows of a table, D embedding dim, n rows of a run, Q rows whose neighbours are sought.
 """
@@ -9,6 +10,7 @@ Shapes: R rows of a table, D embedding dim, n rows of a run, Q rows whose neighb
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,8 +37,9 @@ from fastdlrm.data.lookups import Counts, Spectrum, most_frequent
 from fastdlrm.data.sparse_statistics import feature_counts
 from fastdlrm.data.vocabulary import find_value, read_values
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import table_sizes
-from fastdlrm.model.embedding import draw_, drawn_rows
+from fastdlrm.model.composition import Composition
+from fastdlrm.model.embedding import Draw, draw_, drawn_rows
+from fastdlrm.model.layout import composition_of, table_sizes
 from fastdlrm.stats import percentiles
 from fastdlrm.train.run import Run
 
@@ -86,18 +89,21 @@ def embedding_statistics(
     opened, dataset = Run.open(run), Dataset.open(data)
     opened.require_same_encoding(dataset)
     sizes = table_sizes(opened.manifest.schema, opened.manifest.encoding)
+    model = opened.recipe.model
+    held = {name: composition_of(model.compression, name, n) for name, n in sizes.items()}
     if unknown := [name for name in (*wanted.tables, *wanted.near) if name not in sizes]:
         raise ConfigError(f"no table {unknown[0]!r}; the run has {', '.join(sizes)}")
     folder = opened.checkpoint_folder(checkpoint)
-    stored = stored_rows(folder, "model", [f"tables.{name}" for name in sizes])
-    names = [name for name in sizes if not wanted.tables or name in wanted.tables]
+    in_memory = [f"tables.{part}" for one in held.values() for part in one.num_embeddings]
+    stored = stored_rows(folder, "model", in_memory)
     drawn = _Drawn(opened)
     found = []
-    for done, name in enumerate(sizes, start=1):
-        runs = drawn.table(sizes[name], stored[f"tables.{name}"])
-        if name in names:
-            table = _Table(name, opened, dataset, stored[f"tables.{name}"])
-            found.append(table.look(runs, wanted))
+    for done, (name, composition) in enumerate(held.items(), start=1):
+        parts = {part: stored[f"tables.{part}"] for part in composition.num_embeddings}
+        runs = drawn.runs(composition, sizes[name], parts)
+        if not wanted.tables or name in wanted.tables:
+            rows = _rows_of(composition, sizes[name], parts)
+            found.append(_Table(name, opened, dataset, rows).look(runs, wanted))
         else:
             for _ in runs:  # drawn one after the other: each table's numbers come after another's
                 pass
@@ -112,6 +118,56 @@ def embedding_statistics(
     )
 
 
+class Rows(Protocol):
+    """Vectors of a table's ids."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(R, D)."""
+        ...
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Those of some ids, shape (stop - start, D)."""
+        ...
+
+    def gather(self, rows: Sequence[int]) -> Tensor:
+        """Those of single ids, shape (len(rows), D)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _ComposedRows:
+    """Vectors that are made of several smaller tables' in memory."""
+
+    composition: Composition
+    num_rows: int
+    parts: Mapping[str, Tensor]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_rows, next(iter(self.parts.values())).shape[1]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.gather(range(start, stop))
+
+    def gather(self, rows: Sequence[int]) -> Tensor:
+        composition = self.composition
+        ids = composition.ids(torch.tensor(rows, dtype=torch.int64))
+        named = zip(composition.parts, ids, strict=True)
+        return composition.join([self.parts[part][of_part].float() for part, of_part in named])
+
+
+def _rows_of(composition: Composition, num_rows: int, stored: Mapping[str, StoredRows]) -> Rows:
+    if _is_plain(composition):
+        return stored[composition.parts[0]]
+    whole = {part: rows.read(0, rows.shape[0]) for part, rows in stored.items()}
+    return _ComposedRows(composition, num_rows, whole)
+
+
+def _is_plain(composition: Composition) -> bool:
+    return len(composition.parts) == 1 and not composition.draws
+
+
 class _Drawn:
     """The numbers that a run's tables began with, drawn again in the very order."""
 
@@ -119,39 +175,58 @@ class _Drawn:
         self._config = run.recipe.model
         self._generator = torch.Generator().manual_seed(run.recipe.seed)
 
-    def table(self, num_rows: int, stored: StoredRows) -> Iterator[tuple[int, Tensor]]:
-        """Runs of the next table's rows: where each starts, and its numbers, shape (n, D)."""
-        config, dim = self._config, self._config.embedding_dim
+    def runs(
+        self, composition: Composition, num_rows: int, stored: Mapping[str, StoredRows]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Runs of the next table's ids: where each starts, and its vectors, shape (n, D)."""
+        if _is_plain(composition):
+            ((part, rows),) = stored.items()
+            yield from self._table(composition, part, rows)
+            return
+        whole = {}
+        for part, rows in stored.items():
+            values = [values for _, values in self._table(composition, part, rows)]
+            whole[part] = torch.cat(values)
+        drawn = _ComposedRows(composition, num_rows, whole)
+        for start, stop in drawn_rows(*drawn.shape):
+            yield start, drawn.read(start, stop)
+
+    def _table(
+        self, composition: Composition, name: str, stored: StoredRows
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Runs of the rows of the next table in memory."""
+        config, (num_rows, dim) = self._config, stored.shape
+        how = composition.draws.get(name, Draw(num_rows))
         for start, stop in drawn_rows(num_rows, dim):
             values = torch.empty(stop - start, dim, dtype=stored.dtype)
-            draw_(values, num_rows, config.init, self._generator, config.embedding_std)
+            draw_(values, how, config.init, self._generator, config.embedding_std)
             yield start, values
 
 
 class _Table:
     """One table, its rows' lookups in train, and what names its rows."""
 
-    def __init__(self, name: str, run: Run, dataset: Dataset, stored: StoredRows) -> None:
+    def __init__(self, name: str, run: Run, dataset: Dataset, rows: Rows) -> None:
         self._name = name
         self._folder = run.folder
         self._encoding: TableEncoding = run.manifest.encoding.tables[name]
-        self._stored = stored
+        self._rows = rows
         features = [f for f in run.manifest.schema.sparse if f.table == name]
         self._features = tuple(feature.name for feature in features)
         parts = dataset.record_batches("train")
-        self._counts: Counts = np.zeros(stored.shape[0], dtype=np.uint64)
+        self._counts: Counts = np.zeros(rows.shape[0], dtype=np.uint64)
         for feature in features:
-            self._counts += feature_counts(feature, parts, stored.shape[0])
-        self._norms: NDArray[np.float32] = np.zeros(stored.shape[0], dtype=np.float32)
+            self._counts += feature_counts(feature, parts, rows.shape[0])
+        self._norms: NDArray[np.float32] = np.zeros(rows.shape[0], dtype=np.float32)
 
     def look(self, drawn: Iterator[tuple[int, Tensor]], wanted: Wanted) -> TableEmbeddings:
         """All that is told of the table."""
-        num_rows, dim = self._stored.shape
+        num_rows, dim = self._rows.shape
         is_unmoved = np.zeros(num_rows, dtype=bool)
         moments = _Moments(dim)
         for start, first in drawn:
             run = slice(start, start + len(first))
-            rows = self._stored.read(run.start, run.stop)
+            rows = self._rows.read(run.start, run.stop)
             is_unmoved[run] = (rows == first).all(dim=1).numpy()
             numbers = rows.double()
             self._norms[run] = torch.linalg.vector_norm(numbers, dim=1).numpy()
@@ -184,7 +259,7 @@ class _Table:
         if len(shown) < 2:
             return None
         axes_D2, explained = moments.components()
-        places = (self._stored.gather(shown.tolist()).double() - moments.mean) @ axes_D2
+        places = (self._rows.gather(shown.tolist()).double() - moments.mean) @ axes_D2
         x, y = places.T.tolist()
         return Projection(
             rows=tuple(self._named(shown)), x=tuple(x), y=tuple(y), explained=explained
@@ -204,11 +279,11 @@ class _Table:
             return ()
         is_candidate = (self._counts > 0) & (self._norms > 0)
         is_candidate[: self._encoding.first_id] = False
-        queries_QD = torch.nn.functional.normalize(self._stored.gather(asked.tolist()).double())
+        queries_QD = torch.nn.functional.normalize(self._rows.gather(asked.tolist()).double())
         best = [(np.empty(0, dtype=np.int64), np.empty(0)) for _ in asked]
-        for start, stop in drawn_rows(*self._stored.shape):
+        for start, stop in drawn_rows(*self._rows.shape):
             places = np.flatnonzero(is_candidate[start:stop])
-            rows = torch.nn.functional.normalize(self._stored.read(start, stop)[places].double())
+            rows = torch.nn.functional.normalize(self._rows.read(start, stop)[places].double())
             for number, cosines in enumerate((queries_QD @ rows.T).numpy()):
                 is_other = start + places != asked[number]
                 ids = np.concatenate([best[number][0], start + places[is_other]])

@@ -192,3 +192,29 @@ def test_the_command(planted, dataset, tmp_path):
     assert "Projection: C1" in (tmp_path / "e" / "report.html").read_text()
     with pytest.raises(ConfigError, match="--near 'C1': expected TABLE=VALUE"):
         invoke(*command, "--near", "C1")
+
+
+def test_compressed_tables_are_looked_at_id_by_id(dataset, tmp_path):
+    """A row of the quotients is part of 4 ids' vectors: they move, and no other."""
+    compression = (
+        "model.compression={tables={C1={kind='quotient_remainder', num_collisions=4}, "
+        "C2={kind='hash', num_rows=20}}}"
+    )
+    recipe = tiny_recipe("model.init=normal", compression)
+    run = Run.create(tmp_path / "run", recipe, dataset)
+    state = run.build_model().state_tensors()
+    quotients, remainders = state["tables.C1.quotient"], state["tables.C1.remainder"]
+    quotients[3] += 1
+    store.save(run.checkpoints, 7, {"model": state}, {"best_step": 7}, {})
+    first, second, _ = embedding_statistics(
+        tmp_path / "run", dataset.folder, Wanted(near={})
+    ).tables
+    sizes = dataset.manifest.encoding.tables
+    assert first.num_rows == sizes["C1"].num_embeddings
+    assert first.num_unmoved == first.num_rows - 4
+    assert second.num_unmoved == second.num_rows == sizes["C2"].num_embeddings
+    rows = torch.arange(first.num_rows)
+    norms = (quotients[rows // 4] * remainders[rows % 4]).norm(dim=1)
+    assert first.norm_mean == pytest.approx(float(norms.mean()), rel=1e-5)
+    for query in first.neighbours:
+        assert query.of.norm == pytest.approx(float(norms[query.of.row]), rel=1e-5)
