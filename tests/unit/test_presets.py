@@ -1,16 +1,19 @@
 import pytest
 
-from fastdlrm.config import from_tree, load_config, preset_names, to_tree
+from fastdlrm.config import from_tree, load_config, preset_names, to_toml, to_tree
 from fastdlrm.data.random import RandomShape
 from fastdlrm.errors import ConfigError
 from fastdlrm.train.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_decodes_and_round_trips(name):
+def test_every_preset_decodes_and_round_trips(name, tmp_path):
     recipe = load_config(name, Recipe)
     assert recipe.data.schema().label.positive
     assert from_tree(to_tree(recipe), Recipe, name) == recipe
+    file = tmp_path / "preset.toml"
+    file.write_text(to_toml(recipe))
+    assert load_config(str(file), Recipe) == recipe
 
 
 def test_the_presets_there_are():

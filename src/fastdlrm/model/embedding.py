@@ -7,7 +7,7 @@ Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from fastdlrm.model.config import Init, Pooling
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+DRAWN_NUMBERS = 1 << 22
+"""Numbers of a table drawn at a time where no process is to hold a whole one."""
 
 
 class Draw(NamedTuple):
@@ -232,3 +234,16 @@ def draw_(values: Tensor, how: Draw, init: Init, generator: torch.Generator, std
         values.uniform_(-bound, bound, generator=generator)
     else:
         values.normal_(0, std / math.sqrt(how.num_summed), generator=generator)
+
+
+def drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
+
+    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
+    """
+    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
+    num_runs = max(1, math.ceil(num_rows / step))
+    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
+    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
+        del edges[-2]
+    yield from pairwise(edges)

@@ -54,7 +54,7 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         ConfigError: A table is to be compressed to as many rows or more, or its name is taken.
     """
     sizes = table_sizes(schema, encoding)
-    tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
+    tables = {name: composition_of(config.compression, name, n) for name, n in sizes.items()}
     rows: dict[str, int] = {}
     draws: dict[str, Draw] = {}
     for name, table in tables.items():
@@ -80,8 +80,13 @@ def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
     return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
 
 
-def _composition(config: CompressionConfig, table: str, num_ids: int) -> Composition:
+def composition_of(config: CompressionConfig, table: str, num_ids: int) -> Composition:
     """How a table is held.
+
+    Args:
+        config: Says which tables are compressed.
+        table: Its name.
+        num_ids: Its rows as the dataset has them.
 
     Raises:
         ConfigError: It is named in the config, and would not become smaller.

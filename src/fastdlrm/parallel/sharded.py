@@ -5,24 +5,19 @@ Every rank calls it with its own samples, and all ranks call it in the same orde
 Shapes: B samples of this rank, F sparse features, D embedding dim, R rows of a table.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_
+from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_, drawn_rows
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
-
-DRAWN_NUMBERS = 1 << 22
-"""Numbers of a table drawn at a time: no rank holds a whole table to take its part of it."""
 
 
 class ShardedTables(nn.Module):
@@ -90,7 +85,7 @@ class ShardedTables(nn.Module):
         for name, num_rows in plan.num_embeddings.items():
             tensor, shard = own.get(name, (None, None))
             dtype = self.placement.replicated.weight.dtype
-            for start, stop in _drawn_rows(num_rows, D):
+            for start, stop in drawn_rows(num_rows, D):
                 drawn = torch.empty(stop - start, D, dtype=dtype)
                 draw_(drawn, draws.get(name, Draw(num_rows)), init, generator, std)
                 if tensor is None or shard is None:
@@ -187,16 +182,3 @@ def look_up(stack: EmbeddingTables, arrived: SparseBatch, dtype: torch.dtype) ->
         return stack.weight.new_empty(0, 0, stack.weight.shape[1], dtype=dtype)
     pooled: Tensor = stack(arrived, dtype)
     return pooled
-
-
-def _drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
-
-    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
-    """
-    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
-    num_runs = max(1, math.ceil(num_rows / step))
-    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
-    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
-        del edges[-2]
-    yield from pairwise(edges)

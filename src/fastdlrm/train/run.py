@@ -83,7 +83,7 @@ class Run:
             ConfigError: The folder is a file, or holds something already; the config does not fit
                 the dataset or this machine.
         """
-        recipe = _with_data_of(dataset, recipe)
+        recipe = with_data_of(dataset, recipe)
         require_fit(recipe.model, dataset.schema)
         device = resolve_device(recipe.train.device)
         encoding = dataset.manifest.encoding
@@ -141,7 +141,7 @@ class Run:
             shutil.rmtree(folder / "vocab", ignore_errors=True)
             return cls.create(folder, recipe, dataset)
         run = cls.open(folder)
-        recipe = _with_data_of(dataset, recipe)
+        recipe = with_data_of(dataset, recipe)
         if sha256_of(dataset.manifest_path) != run.manifest.dataset_sha256:
             raise DataError(
                 f"--resume {folder}: {dataset.folder} is not the dataset of this run; name the one "
@@ -234,8 +234,13 @@ class Run:
         return model.eval()
 
 
-def _with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
-    """The config with the [data] that the dataset was prepared with: it says how raw files look."""
+def with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
+    """The config with the [data] that the dataset was prepared with: it says how raw files look.
+
+    Args:
+        dataset: What is trained on.
+        recipe: A warning tells where its [data] is another.
+    """
     data = from_tree(dataset.manifest.config["data"], DataConfig, str(dataset.manifest_path))
     if data != recipe.data:
         logger.warning(

@@ -75,7 +75,7 @@ class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     """Optimizer steps done in all."""
     is_finished: bool
-    """False where a signal stopped it; --resume continues."""
+    """False where a signal or an evaluation ended it; --resume continues."""
     stopped_early: bool
     """Whether early_stop_patience ended it."""
     reached_target: bool
@@ -111,6 +111,8 @@ class Trainer:
         dataset: With a train split, and a validation split if anything is to be evaluated.
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
+        on_evaluation: Called after each evaluation with the steps done and its metrics, on the
+            first rank; True ends the training there, as a signal does.
         world: This rank and the others.
         sharding: Where the tables lie; None where all of them lie in this process.
         mllog: Told of epochs and evaluations, on the first rank.
@@ -123,6 +125,7 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
         *,
+        on_evaluation: Callable[[int, MetricValues], bool] = lambda step, values: False,
         world: World = ALONE,
         sharding: Sharding | None = None,
         mllog: Mllog = SILENT,
@@ -137,6 +140,8 @@ class Trainer:
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
         self._on_message = on_message
+        self._on_evaluation = on_evaluation
+        self._is_ended = False
         self._train = dataset.split("train")
         self._validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -292,7 +297,11 @@ class Trainer:
         return False
 
     def _must_stop(self, stop: StopRequest) -> bool:
-        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        """Whether an evaluation or a signal asks for the end: on a signal the ranks agree now and
+        then.
+        """
+        if self._is_ended:
+            return True
         is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
         return is_due and self._world.any(stop.requested)
 
@@ -381,6 +390,7 @@ class Trainer:
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
         self._save()
+        self._is_ended = self._world.on_first(lambda: self._on_evaluation(state.step, values))
         if state.batch and not self._is_done():
             self._block_start()
 
