@@ -2,10 +2,10 @@
 
 A variant is the preset with one choice changed, or the plain DLRM: dot products, the reference's
 initialisation, Adagrad throughout, every value of the categorical columns a row, no number looked
-up, nothing against overfitting. Learning rates of other optimizers are the best of four on
-validation. A seed draws the weights, the order of rows and the rows of train that are validation,
-the same ones for all variants; training stops early, and validation decides on everything. Test is
-read by two: the plain DLRM and the preset.
+up, nothing against overfitting. Its learning rates are the best of three pairs on validation; those
+of other optimizers are customary ones. A seed draws the weights, the order of rows and which rows
+of train are validation, the same ones for all variants; training stops early, and validation
+decides on everything. Test is read by two: the plain DLRM and the preset.
 
 Usage: python benchmarks/bench_recipe.py adult DIR/adult.data.gz DIR/adult.test.gz
        python benchmarks/bench_recipe.py criteo-sample 'DIR/day_*.gz'
@@ -112,7 +112,7 @@ def min_counts(recipe: Recipe, count: int) -> tuple[str, ...]:
 
 
 def optimizers(preset: str) -> Iterator[Variant]:
-    """Other optimizers, each at its best learning rate of a coarse search."""
+    """Other optimizers, each at a customary learning rate."""
     rates = RATES[preset]
     for name in ("sgd", "adagrad", "rowwise_adagrad", "adam"):
         rate = rates[name.removeprefix("rowwise_")][0]
