@@ -61,6 +61,11 @@ def difference(samples: list[dict[str, Any]], variant: str) -> dict[str, float]:
     """Mean difference of AUC to fp32 over the seeds, and half the width of its interval."""
     aucs = {name: [s["auc"] for s in samples if s["variant"] == name] for name in VARIANTS}
     pairs = [a - b for a, b in zip(aucs[variant], aucs["fp32"], strict=True)]
+    return mean_of(pairs)
+
+
+def mean_of(pairs: list[float]) -> dict[str, float]:
+    """The mean of paired differences, and half the width of its 95 % interval."""
     half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5
     return {"mean": statistics.mean(pairs), "half": half}
 

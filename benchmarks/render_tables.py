@@ -9,6 +9,7 @@ import statistics
 import sys
 from typing import Any
 
+from render_recipe import recipe_adult, recipe_criteo_generated, recipe_criteo_sample, recipe_test
 from render_serving import (
     export_precision,
     serving_overload,
@@ -347,6 +348,12 @@ def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) 
 TABLES = {
     ROOT / "README.md": (accuracy, pipeline, train_cuda, train_dcnv2, parallel, serving_peers),
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
+    ROOT / "docs" / "guides" / "accuracy.md": (
+        recipe_test,
+        recipe_adult,
+        recipe_criteo_sample,
+        recipe_criteo_generated,
+    ),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
     ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines),
     ROOT / "docs" / "performance.md": (
