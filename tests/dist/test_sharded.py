@@ -120,10 +120,13 @@ def test_clipping_takes_the_norm_over_all_ranks(ranks: Ranks) -> None:
 def test_the_mean_of_a_bag_is_of_all_its_rows(ranks: Ranks) -> None:
     config = make_config("sgd", "rowwise_adagrad")
     cases = {
-        f"{sharding}, {kind}": Case(
-            make_plan(2, a=sharding, b=sharding), config, draw(kind), {"pooling": "mean"}
+        f"{a} and {b}, {kind}, {pooling}": Case(
+            make_plan(2, a=a, b=b), config, draw(kind), {"pooling": pooling}
         )
-        for sharding in SHARDINGS
+        for a, b, pooling in (
+            *((sharding, sharding, "mean") for sharding in SHARDINGS),
+            *((sharding, sharding, "mixed") for sharding in SHARDINGS),
+        )
         for kind in ("bags", "weighted")
     }
     assert_as_one_process(ranks, 2, cases)

@@ -17,7 +17,7 @@ import torch
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.data.random_dataset import random_encoding
 from fastdlrm.kernels.cpu.pages import advise_large_pages
-from fastdlrm.model.build import around_tables, feature_tables, table_sizes
+from fastdlrm.model.build import around_tables, feature_tables, pooling_of, table_sizes
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 
@@ -108,6 +108,6 @@ def _map(model: BenchModel, fd: int, *, shared: bool) -> EmbeddingTables:
         sizes,
         feature_tables(model.schema),
         embedding_dim=dim,
-        pooling=model.recipe.model.pooling,
+        pooling=pooling_of(model.recipe.model, model.schema),
         stack=flat.view(num_rows, dim),
     )

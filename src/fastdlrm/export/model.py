@@ -43,7 +43,7 @@ from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import replace_rows, stored_tables
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
-from fastdlrm.model.build import around_tables, feature_tables, table_sizes
+from fastdlrm.model.build import around_tables, feature_tables, pooling_of, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.int8_predictor import Int8Predictor
@@ -91,7 +91,7 @@ class ExportedModel:
             feature_tables(schema),
             dim=config.embedding_dim,
             dtype=manifest.table_dtype,
-            pooling=config.pooling,
+            pooling=pooling_of(config, schema),
             device=device,
         )
         model = with_weights(folder / MLP, config, schema, self._tables).to(device)

@@ -9,7 +9,7 @@ Shapes: B batch, N dense features, F sparse features, D embedding dim, L ids in 
 all tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +25,10 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import TABLES
 from fastdlrm.export.programs import OUTPUT, DenseHead, onnx_session, write_onnx
 from fastdlrm.export.tables import map_stack, plain_rows, table_starts
-from fastdlrm.model.build import feature_tables, table_sizes
+from fastdlrm.model.build import feature_tables, pooling_of, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.pooling import by_feature
 
 FILE = "model.onnx"
 MAX_TABLE_BYTES = 2 * 10**9
@@ -111,7 +112,10 @@ def build_onnx_model(
     schema, dtype = manifest.schema, manifest.table_dtype
     sizes = table_sizes(schema, manifest.encoding)
     stored = map_stack(folder / TABLES, sum(sizes.values()), config.embedding_dim, dtype)
-    lookup = _Lookup(schema, sizes, plain_rows(stored, dtype), is_mean=config.pooling == "mean")
+    takes_mean = [
+        p == "mean" for p in by_feature(pooling_of(config, schema), feature_tables(schema))
+    ]
+    lookup = _Lookup(schema, sizes, plain_rows(stored, dtype), takes_mean)
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -127,13 +131,15 @@ class _Lookup(nn.Module):
     stack: Tensor
     starts: Tensor
     sizes: Tensor
+    takes_mean: Tensor
 
     def __init__(
-        self, schema: Schema, sizes: Mapping[str, int], stack: Tensor, *, is_mean: bool
+        self, schema: Schema, sizes: Mapping[str, int], stack: Tensor, takes_mean: Sequence[bool]
     ) -> None:
         super().__init__()
         used, starts = feature_tables(schema), table_starts(sizes)
-        self.is_mean = is_mean
+        self.has_means = any(takes_mean)
+        self.register_buffer("takes_mean", torch.tensor(takes_mean).unsqueeze(1))
         self.register_buffer("stack", stack)
         self.register_buffer("starts", torch.tensor([starts[t] for t in used], dtype=torch.int64))
         self.register_buffer("sizes", torch.tensor([sizes[t] for t in used], dtype=torch.int64))
@@ -161,8 +167,9 @@ class _Lookup(nn.Module):
             rows = rows * weights.unsqueeze(1)
         D = rows.shape[1]
         pooled = torch.zeros(F * B, D).scatter_add(0, bags.unsqueeze(1).expand(-1, D), rows)
-        if self.is_mean:
-            pooled = pooled / flat.clamp(min=1).unsqueeze(1)
+        if self.has_means:
+            divisors = torch.where(self.takes_mean, lengths.clamp(min=1), 1)
+            pooled = pooled / divisors.reshape(-1, 1)
         return pooled.view(F, B, D).transpose(0, 1)
 
     def _rows(self, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, predictor_of, with_weights
 from fastdlrm.export.tables import stored_tables, write_tables
 from fastdlrm.export.verify import Score
-from fastdlrm.model.build import feature_tables, table_sizes
+from fastdlrm.model.build import feature_tables, pooling_of, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 
@@ -52,7 +52,7 @@ def other_precisions(
                 feature_tables(schema),
                 dim=config.embedding_dim,
                 dtype=tables,
-                pooling=config.pooling,
+                pooling=pooling_of(config, schema),
             )
         except ExportError as problem:
             logger.warning("not compared: %s", problem)

@@ -5,7 +5,7 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.config import ModelConfig, Pooling
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
@@ -111,12 +111,12 @@ def build_tables(
         table_sizes(schema, encoding),
         feature_tables(schema),
         embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
+        pooling=pooling_of(config, schema),
         dtype=table_dtype,
         device="cpu" if on_host else device,
         pin=on_host,
     )
-    tables.feature_starts = tables.feature_starts.to(device)
+    tables.compute_on(device)
     return tables
 
 
@@ -128,6 +128,11 @@ def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
 def feature_tables(schema: Schema) -> list[str]:
     """The table of each sparse feature, in the batch's order."""
     return [feature.table for feature in schema.sparse]
+
+
+def pooling_of(config: ModelConfig, schema: Schema) -> dict[str, Pooling]:
+    """How each table's bags become vectors."""
+    return {t.name: config.table_pooling.get(t.name, config.pooling) for t in schema.tables}
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -157,6 +162,12 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
         raise ConfigError(
             f"model.bottom_mlp is {list(config.bottom_mlp)}, the dataset has no dense feature; "
             "set model.bottom_mlp = []"
+        )
+    tables = [table.name for table in schema.tables]
+    if unknown := sorted(set(config.table_pooling) - set(tables)):
+        raise ConfigError(
+            f"model.table_pooling names table {unknown[0]!r}; the dataset has {', '.join(tables)}: "
+            "name one of these, or leave it out"
         )
     if config.interaction == "dot" and num_vectors < 2:
         raise ConfigError(

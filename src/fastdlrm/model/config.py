@@ -41,7 +41,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     projection_branch2: tuple[int, ...] = ()
     """Of the second MLP's, likewise. The result has the product of the two multiples."""
     pooling: Pooling = "sum"
-    """Of the rows of a bag."""
+    """Of the rows of a bag: their sum, or that divided by the bag's number of ids."""
+    table_pooling: dict[str, Pooling] = {}
+    """By table, where it is another one than `pooling`."""
     dropout: float = 0.0
     """Share of each hidden activation dropped in training."""
     norm: Norm = "none"

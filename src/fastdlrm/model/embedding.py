@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.lookup import pooled_lookup, stack_rows
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
@@ -30,17 +31,18 @@ class StackedTables(nn.Module):
     Attributes:
         num_embeddings: Rows by table, in stack order.
         num_rows: Of all tables.
-        pooling: How the rows of a bag become one vector.
+        pooling: What a lookup of `weighted` batches takes of the rows of a bag.
     """
 
     feature_starts: Tensor
+    _takes_mean: Tensor | None
 
     def __init__(
         self,
         num_embeddings: Mapping[str, int],
         feature_tables: Sequence[str],
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         device: torch.device | str = "cpu",
     ) -> None:
         """Lay out the tables.
@@ -53,7 +55,10 @@ class StackedTables(nn.Module):
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
-        self.pooling = pooling
+        self.pooling, takes_mean = rule_and_means(pooling, feature_tables)
+        if takes_mean is not None:
+            takes_mean = takes_mean.to(device)
+        self.register_buffer("_takes_mean", takes_mean, persistent=False)
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         used = [self._starts[table] for table in feature_tables]
@@ -65,6 +70,12 @@ class StackedTables(nn.Module):
         )
         self.register_buffer("feature_starts", starts.to(device), persistent=False)
 
+    def compute_on(self, device: torch.device | str) -> None:
+        """Take batches on a device that reads the stack from afar."""
+        self.feature_starts = self.feature_starts.to(device)
+        if self._takes_mean is not None:
+            self._takes_mean = self._takes_mean.to(device)
+
     def of_table(self, name: str, stacked: Tensor) -> Tensor:
         """A table's part of any tensor whose first dimension is R, as a view."""
         start = self._starts[name]
@@ -73,6 +84,10 @@ class StackedTables(nn.Module):
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
         return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
+
+    def weighted(self, sparse: SparseBatch) -> SparseBatch:
+        """A batch as it is looked up by the one rule `pooling`."""
+        return with_shares(sparse, self._takes_mean)
 
     def by_sample(self, pooled: Tensor, sparse: SparseBatch) -> Tensor:
         """What was pooled bag by bag, shape (F * B, D), as (B, F, D), a view.
@@ -98,7 +113,7 @@ class EmbeddingTables(StackedTables):
         feature_tables: Sequence[str],
         *,
         embedding_dim: int,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         pin: bool = False,
@@ -184,7 +199,7 @@ class EmbeddingTables(StackedTables):
     def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As `forward`, with the batch's `rows` at hand."""
         offsets = None if sparse.lengths is None else sparse.offsets()
-        weights = sparse.weights
+        weights = self.weighted(sparse).weights
         pooled = pooled_lookup(self.weight, rows, offsets, weights, self.pooling, dtype)
         return self.by_sample(pooled, sparse)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
 from fastdlrm.model.embedding import EmbeddingTables, draw_
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
@@ -38,7 +39,7 @@ class ShardedTables(nn.Module):
         feature_tables: Sequence[str],
         world: World,
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -53,11 +54,15 @@ class ShardedTables(nn.Module):
             device: Where they lie.
         """
         super().__init__()
+        rule, takes_mean = rule_and_means(pooling, feature_tables)
+        if rule == "mean" and plan.cuts_rows:  # no rank has all of a bag
+            rule, takes_mean = "sum", torch.ones(len(feature_tables), dtype=torch.bool)
+        self._takes_mean = None if takes_mean is None else takes_mean.to(device)
         self.placement = Placement(
             plan,
             feature_tables,
             world,
-            pooling=pooling,
+            pooling=rule,
             dtype=dtype,
             device=torch.device(device),
         )
@@ -101,6 +106,7 @@ class ShardedTables(nn.Module):
             sparse: This rank's samples.
             counts: Samples of each rank, the same on all ranks.
         """
+        sparse = with_shares(sparse, self._takes_mean)
         is_single = sparse.lengths is None and sparse.weights is None
         if is_single and sparse.num_features and len(set(counts)) == 1 and counts[0]:
             return StaticExchange(self.placement, sparse)

@@ -7,7 +7,7 @@ import torch
 
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import feature_tables, table_sizes
+from fastdlrm.model.build import feature_tables, pooling_of, table_sizes
 from fastdlrm.parallel.measure import measure_topology
 from fastdlrm.parallel.plan import ShardingPlan, read_plan
 from fastdlrm.parallel.planner import make_plan
@@ -83,7 +83,7 @@ def sharded_tables(
         plan,
         feature_tables(run.manifest.schema),
         world,
-        pooling=recipe.model.pooling,
+        pooling=pooling_of(recipe.model, run.manifest.schema),
         dtype=TABLE_DTYPES[recipe.train.table_dtype],
         device=device,
     )

@@ -221,4 +221,4 @@ def batch_order(tables: EmbeddingTables, sparse: SparseBatch, rows: Tensor) -> R
     """
     offsets = None if sparse.lengths is None else sparse.offsets()
     segments = tables.segments(sparse, offsets)
-    return row_order(rows, offsets, sparse.weights, tables.pooling, segments)
+    return row_order(rows, offsets, tables.weighted(sparse).weights, tables.pooling, segments)

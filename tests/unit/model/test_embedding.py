@@ -16,7 +16,7 @@ SIZES = {"user": 4, "item": 6}
 FEATURES = ["item", "user", "item"]  # two features share a table; stack order is SIZES'
 
 
-def make_tables(pooling: str = "sum") -> EmbeddingTables:
+def make_tables(pooling: str | dict[str, str] = "sum") -> EmbeddingTables:
     tables = EmbeddingTables(SIZES, FEATURES, embedding_dim=3, pooling=pooling)
     tables.initialise("reference", torch.Generator().manual_seed(1))
     return tables
@@ -50,9 +50,9 @@ def test_rows_of_a_large_stack_are_int64(monkeypatch: pytest.MonkeyPatch) -> Non
     assert make_tables().rows(single_batch()).dtype == torch.int64
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("pooling", ["sum", "mean", {"user": "mean", "item": "sum"}])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_bags_match_separate_tables(pooling: str, is_weighted: bool) -> None:
+def test_bags_match_separate_tables(pooling: str | dict[str, str], is_weighted: bool) -> None:
     tables, batch = make_tables(pooling), jagged_batch(is_weighted)
     bags = [[[5, 0], []], [[3], [1, 1]], [[2], [4, 5, 0]]]
     weights = [[[1, 2], []], [[3], [4, 5]], [[6], [7, 8, 9]]]
@@ -60,9 +60,8 @@ def test_bags_match_separate_tables(pooling: str, is_weighted: bool) -> None:
     assert found.shape == (2, 3, 3)
     for f, name in enumerate(FEATURES):
         table = tables.table(name).double().numpy()
-        expected = oracles.pooled_lookup(
-            table, bags[f], weights[f] if is_weighted else None, pooling
-        )
+        rule = pooling if isinstance(pooling, str) else pooling[name]
+        expected = oracles.pooled_lookup(table, bags[f], weights[f] if is_weighted else None, rule)
         np.testing.assert_allclose(found[:, f].detach(), expected, rtol=1e-5)
 
 
