@@ -38,6 +38,7 @@ def make_model(
     *,
     num_dense: int = NUM_DENSE,
     pooling: str = "sum",
+    learns_weights: bool = False,
     table_dtype: torch.dtype = torch.float32,
     norm: str = "none",
     dropout: float = 0.0,
@@ -50,6 +51,8 @@ def make_model(
             TABLES, FEATURES, embedding_dim=DIM, pooling=pooling_of(pooling), dtype=table_dtype
         )
     tables.initialise("normal", generator, 0.3)
+    if learns_weights:
+        tables.learn_weights()
     changes = {"norm": norm, "dropout": dropout, "generator": generator}
     bottom = build_mlp(num_dense, (20, DIM), **changes) if num_dense else None
     join = make_interaction(interaction, len(FEATURES), DIM, num_dense > 0, generator)

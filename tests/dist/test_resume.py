@@ -91,12 +91,15 @@ def outcome(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], list[obje
     return tensors, [{**json.loads(line), "timing": None} for line in lines]
 
 
-def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: Path) -> None:
-    ranks.run(train_part, 2, tmp_path / "whole", data, None, 0)
-    Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS), Dataset.open(data))
+@pytest.mark.parametrize("settings", [(), ("model.weighted_pooling=learned",)])
+def test_as_many_ranks_take_the_very_steps(
+    ranks: Ranks, data: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    ranks.run(train_part, 2, tmp_path / "whole", data, None, 0, *settings)
+    Run.create(tmp_path / "parts", tiny_recipe(*SETTINGS, *settings), Dataset.open(data))
     shutil.copy(tmp_path / "whole" / matmul.FILE, tmp_path / "parts")  # it is chosen by timing
-    ranks.run(train_part, 2, tmp_path / "parts", data, 16, 0)
-    ranks.run(train_part, 2, tmp_path / "parts", data, None, 0)
+    ranks.run(train_part, 2, tmp_path / "parts", data, 16, 0, *settings)
+    ranks.run(train_part, 2, tmp_path / "parts", data, None, 0, *settings)
     (found, lines), (expected, expected_lines) = (
         outcome(tmp_path / name) for name in ("parts", "whole")
     )
@@ -108,7 +111,7 @@ def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: P
 
 def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
-    settings = ("model.dropout=0.0",)
+    settings = ("model.dropout=0.0", "model.weighted_pooling=learned")
     for size, stop in ((4, 8), (2, 16)):
         ranks.run(train_part, size, tmp_path / "parts", data, stop, size, *settings)
     train_part(tmp_path / "parts", data, None, 0, *settings)

@@ -132,6 +132,30 @@ def test_the_mean_of_a_bag_is_of_all_its_rows(ranks: Ranks) -> None:
     assert_as_one_process(ranks, 2, cases)
 
 
+def test_pooling_weights_are_learned(ranks: Ranks) -> None:
+    """Where columns of a row lie on several ranks, every one of them has the weight's very bits."""
+    model = {"pooling": "mixed", "learns_weights": True}
+    clipped = {"gradient_clip_norm": 0.05}
+    parts = {"gradient_accumulation_steps": 3}
+    cases = {
+        f"{optimizer}, {a} and {b}, {kind}, {changes}": Case(
+            make_plan(2, a=a, b=b), make_config("sgd", optimizer, **changes), draw(kind), model
+        )
+        for optimizer, a, b, kind, changes in (
+            ("sgd", "table_wise", "row_wise", "weighted", {}),
+            ("sgd", "column_wise", "data_parallel", "weighted", clipped),
+            ("adagrad", "column_wise", "table_wise", "bags", {}),
+            ("adagrad", "row_wise", "data_parallel", "single", parts),
+            ("rowwise_adagrad", "column_wise", "row_wise", "bags", parts),
+            ("rowwise_adagrad", "data_parallel", "column_wise", "single", clipped),
+            ("rowwise_adagrad", "row_wise", "row_wise", "single", clipped),
+            ("adam", "row_wise", "column_wise", "weighted", {}),
+            ("adam", "data_parallel", "data_parallel", "weighted", clipped),
+        )
+    }
+    assert_as_one_process(ranks, 2, cases)
+
+
 def test_any_model(ranks: Ranks) -> None:
     joins = ({"interaction": name} for name in SETTINGS if name != "dot")
     models = (*joins, {"num_dense": 0}, {"norm": "layer"})

@@ -196,6 +196,10 @@ class QuantizedTables(StackedTables):
         """Each table's rows as they are stored, live."""
         return {name: self.of_table(name, self.weight) for name in self.num_embeddings}
 
+    def pooling_weights(self) -> dict[str, Any]:
+        """None: exported rows have theirs in them."""
+        return {}
+
 
 def stored_tables(
     path: Path,

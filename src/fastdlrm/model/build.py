@@ -117,6 +117,8 @@ def build_tables(
         pin=on_host,
     )
     tables.compute_on(device)
+    if config.weighted_pooling == "learned":
+        tables.learn_weights()
     return tables
 
 

@@ -8,6 +8,7 @@ from fastdlrm.errors import ConfigError
 
 InteractionName = Literal["dot", "cat", "cross", "projection"]
 Pooling = Literal["sum", "mean"]
+WeightedPooling = Literal["none", "learned"]
 Norm = Literal["none", "batch", "layer"]
 Init = Literal["reference", "normal"]
 
@@ -44,6 +45,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of the rows of a bag: their sum, or that divided by the bag's number of ids."""
     table_pooling: dict[str, Pooling] = {}
     """By table, where it is another one than `pooling`."""
+    weighted_pooling: WeightedPooling = "none"
+    """learned: a number of each row's own, 1 at first, scales it in every bag."""
     dropout: float = 0.0
     """Share of each hidden activation dropped in training."""
     norm: Norm = "none"

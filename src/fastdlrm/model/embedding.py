@@ -21,6 +21,8 @@ from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+FOLDED_ROWS = 1 << 16
+"""Rows that are multiplied by their pooling weights at a time."""
 
 
 class StackedTables(nn.Module):
@@ -105,7 +107,10 @@ class EmbeddingTables(StackedTables):
     Attributes:
         weight: All tables, shape (R, D); uninitialised until `initialise`.
         embedding_dim: D.
+        pooling_weight: What each row is multiplied by in every bag, shape (R,); None for all ones.
     """
+
+    pooling_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -140,6 +145,26 @@ class EmbeddingTables(StackedTables):
             advise_large_pages(stack)
         self.weight = nn.Parameter(stack)
         self.embedding_dim = embedding_dim
+        self.register_parameter("pooling_weight", None)
+
+    def learn_weights(self) -> None:
+        """Give each row a pooling weight, 1 at first; float32 for rows of 16 bits too."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        ones = torch.ones(self.num_rows, dtype=dtype, device=self.weight.device)
+        self.pooling_weight = nn.Parameter(ones)
+
+    @torch.no_grad()
+    def fold_weights(self) -> None:
+        """Multiply each row by its pooling weight, rounded to the rows' type; none is left.
+
+        Some rows at a time: no second copy of the tables is made.
+        """
+        if self.pooling_weight is None:
+            return
+        weights = self.pooling_weight.split(FOLDED_ROWS)
+        for rows, weight in zip(self.weight.split(FOLDED_ROWS), weights, strict=True):
+            rows.mul_(weight.unsqueeze(1))
+        self.pooling_weight = None
 
     @torch.no_grad()
     def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
@@ -162,6 +187,13 @@ class EmbeddingTables(StackedTables):
     def state_tensors(self) -> dict[str, Tensor]:
         """Each table by name, live."""
         return {name: self.table(name) for name in self.num_embeddings}
+
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """The learned pooling weights of each table by name, live; none where none are learned."""
+        if self.pooling_weight is None:
+            return {}
+        stacked = self.pooling_weight.detach()
+        return {name: self.of_table(name, stacked) for name in self.num_embeddings}
 
     def table(self, name: str) -> Tensor:
         """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
@@ -200,6 +232,9 @@ class EmbeddingTables(StackedTables):
         """As `forward`, with the batch's `rows` at hand."""
         offsets = None if sparse.lengths is None else sparse.offsets()
         weights = self.weighted(sparse).weights
+        if self.pooling_weight is not None:
+            learned = self.pooling_weight.index_select(0, rows)
+            weights = learned if weights is None else weights * learned
         pooled = pooled_lookup(self.weight, rows, offsets, weights, self.pooling, dtype)
         return self.by_sample(pooled, sparse)
 

@@ -67,6 +67,11 @@ class ShardedTables(nn.Module):
             device=torch.device(device),
         )
 
+    def learn_weights(self) -> None:
+        """As `EmbeddingTables`; a weight lies wherever columns of its row do."""
+        for stack in self.placement.stacks:
+            stack.learn_weights()
+
     @property
     def num_embeddings(self) -> dict[str, int]:
         """Rows by table, of all ranks together."""
@@ -135,6 +140,12 @@ class ShardedTables(nn.Module):
     def state_tensors(self) -> dict[str, Tensor | TensorShard]:
         """This rank's live part of each table, by table; of a replicated table all of it."""
         return self.of_tables([stack.weight.detach() for stack in self.placement.stacks])
+
+    def pooling_weights(self) -> dict[str, Tensor | TensorShard]:
+        """This rank's live part of each table's learned pooling weights; none: all are 1."""
+        stacks = self.placement.stacks
+        weights = [x.pooling_weight.detach() for x in stacks if x.pooling_weight is not None]
+        return self.of_tables(weights) if weights else {}
 
     def of_tables(self, stacked: Sequence[Tensor]) -> dict[str, Tensor | TensorShard]:
         """This rank's part of each table in tensors that lie like the stacks.

@@ -79,7 +79,7 @@ def sharded_tables(
 ) -> ShardedTables:
     """This rank's part of a run's tables, not yet drawn."""
     recipe = run.recipe
-    return ShardedTables(
+    tables = ShardedTables(
         plan,
         feature_tables(run.manifest.schema),
         world,
@@ -87,6 +87,9 @@ def sharded_tables(
         dtype=TABLE_DTYPES[recipe.train.table_dtype],
         device=device,
     )
+    if recipe.model.weighted_pooling == "learned":
+        tables.learn_weights()
+    return tables
 
 
 def rank_memory(prediction: Prediction, rank: int, device: torch.device) -> list[MemoryItem]:

@@ -79,6 +79,40 @@ def test_forward_is_differentiable() -> None:
     assert tables.weight.grad.sum(1).tolist() == [0, 3, 0, 3, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float32, 0), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)]
+)
+def test_pooling_weights_are_folded_into_their_rows(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rounding: float
+) -> None:
+    monkeypatch.setattr(embedding, "FOLDED_ROWS", 4)  # of 10 rows
+    tables = EmbeddingTables(SIZES, FEATURES, embedding_dim=3, dtype=dtype)
+    tables.initialise("normal", torch.Generator().manual_seed(0), 1.0)
+    tables.learn_weights()
+    assert tables.pooling_weight is not None
+    assert tables.pooling_weight.tolist() == [1] * 10
+    with torch.no_grad():
+        tables.pooling_weight.copy_(torch.linspace(-1, 2, 10))
+    assert {name: part.shape for name, part in tables.pooling_weights().items()} == {
+        "user": (4,),
+        "item": (6,),
+    }
+    pooled = tables(jagged_batch(True), torch.float32).detach()
+    exact = tables.weight.detach().float() * tables.pooling_weight.detach().unsqueeze(1)
+    tables.fold_weights()
+    assert tables.pooling_weights() == {}
+    found = tables.weight.detach()
+    assert found.dtype == dtype
+    assert torch.equal(found, exact.to(dtype))
+    torch.testing.assert_close(found.float(), exact, rtol=rounding, atol=2**-24)
+    folded = tables(jagged_batch(True), torch.float32).detach()
+    # weights of up to 9 on 3 numbers of about 1
+    torch.testing.assert_close(folded, pooled, rtol=1e-5, atol=1e-5 + 100 * rounding)
+    before = found.clone()
+    tables.fold_weights()
+    assert torch.equal(tables.weight.detach(), before)
+
+
 def test_no_features() -> None:
     tables = EmbeddingTables({}, [], embedding_dim=3)
     none = torch.empty(0, dtype=torch.int32)
