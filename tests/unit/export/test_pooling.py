@@ -1,12 +1,14 @@
 """Bags from a log to requests: weights of the data, learned weights, sums and means."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.contracts.delta import read_delta
 from fastdlrm.contracts.manifest import MANIFEST, sha256_of
+from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.export.fresh_rows import write_fresh_rows
 from fastdlrm.export.model import TABLES, ExportedModel, request_inputs
@@ -155,3 +157,36 @@ def test_a_weight_that_moves_is_a_fresh_row(trained, source, learned, tmp_path):
     assert (delta.table, delta.ids.tolist()) == (table, [3])
     expected = 2 * source.model.tables.table(table)[3]
     np.testing.assert_allclose(delta.rows[0], expected, rtol=1e-6)
+
+
+def test_what_the_weights_of_rows_and_requests_mean(source, tmp_path):
+    """Of `seen`, averaged: 0 drops an id's row, not its share; the rest is worked from one row."""
+    export(source, ExportOptions(name="ctr"), tmp_path / "model")
+    model = ExportedModel.load(tmp_path / "model")
+    rows = model.warmup_rows().slice(0, 4)
+    seen = [["3", "5"], ["3", "5"], ["3", "3"], ["3"]]
+    dwell = [["0.5", "0"], ["0", "0"], ["2", "-1"], ["0.25"]]
+    columns = {name: rows.column(name).take(pa.array([0] * 4)) for name in rows.schema.names}
+    columns |= {"seen": pa.array(seen), "dwell": pa.array(dwell)}
+    rows = pa.RecordBatch.from_pydict(columns)
+    batch = model.encode(rows)
+    pooled = source.model.tables(batch.sparse).detach()
+    f = [feature.name for feature in model.manifest.schema.sparse].index("seen")
+    first = batch.sparse.offsets()[f * 4]
+    row = source.model.tables.table("item")[batch.sparse.ids[first]]
+    # 0.5 / 2, 0 / 2, (2 - 1) / 2 and 0.25 / 1 of the row
+    expected = row * torch.tensor([[0.25], [0], [0.5], [0.25]])
+    torch.testing.assert_close(pooled[:, f], expected)
+    scores = model.predict_raw(rows)
+    assert scores[0] == scores[3] != scores[1]
+    sparse = batch.sparse
+    encoded = {
+        "dense": batch.dense,
+        "ids": sparse.ids,
+        "lengths": sparse.lengths.view(-1, 4),
+        "weights": sparse.weights,
+    }
+    tensors = {name: WireTensor.from_array(x.numpy()) for name, x in encoded.items()}
+    for inputs in (request_inputs(rows), tensors):
+        part = model.encoder.encode(inputs, 0, 4)
+        assert np.array_equal(model.predict(RequestEncoder.join([part])), scores)
