@@ -17,7 +17,7 @@ from fastdlrm.config import load_config
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import Loader
 from fastdlrm.data.prepare import prepare
-from fastdlrm.model.build import table_sizes
+from fastdlrm.model.layout import table_sizes
 from fastdlrm.parallel import plan as plans
 from fastdlrm.parallel.plan import ShardingPlan, write_plan
 from fastdlrm.parallel.world import World

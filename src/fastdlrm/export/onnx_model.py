@@ -9,7 +9,6 @@ Shapes: B batch, N dense features, F sparse features, D embedding dim, L ids in 
 all tables.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +24,10 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import TABLES
 from fastdlrm.export.programs import OUTPUT, DenseHead, onnx_session, write_onnx
 from fastdlrm.export.tables import map_stack, plain_rows, table_starts
-from fastdlrm.model.build import feature_tables, pooling_of, table_sizes
+from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import Layout, layout_of
 from fastdlrm.model.pooling import by_feature
 
 FILE = "model.onnx"
@@ -35,6 +35,19 @@ MAX_TABLE_BYTES = 2 * 10**9
 """Of the tables in float32: an ONNX file is a protobuf message, which ends at 2 GiB."""
 TOLERANCE: dict[TableDtype, float] = {"fp32": 1e-4, "bf16": 0.1, "int8": 1e-4, "int4": 1e-4}
 """Of a golden row's logit: rounding. Bags in bfloat16 round the weights of their ids too."""
+
+
+def require_plain(compression: CompressionConfig) -> None:
+    """Check that tables are looked up by the ids that a batch has.
+
+    Raises:
+        ExportError: They are compressed.
+    """
+    if compression != CompressionConfig():
+        raise ExportError(
+            f"{FILE}: compressed tables cannot be written into it; export without --onnx-model "
+            "(--program onnx writes the part after the lookup), or train without model.compression"
+        )
 
 
 def require_small(num_rows: int, dim: int) -> None:
@@ -110,12 +123,10 @@ def build_onnx_model(
         ExportError: What it takes is not installed, or the logits differ by more than rounding.
     """
     schema, dtype = manifest.schema, manifest.table_dtype
-    sizes = table_sizes(schema, manifest.encoding)
-    stored = map_stack(folder / TABLES, sum(sizes.values()), config.embedding_dim, dtype)
-    takes_mean = [
-        p == "mean" for p in by_feature(pooling_of(config, schema), feature_tables(schema))
-    ]
-    lookup = _Lookup(schema, sizes, plain_rows(stored, dtype), takes_mean)
+    layout = layout_of(config, schema, manifest.encoding)
+    num_rows = sum(layout.num_embeddings.values())
+    stored = map_stack(folder / TABLES, num_rows, config.embedding_dim, dtype)
+    lookup = _Lookup(layout, plain_rows(stored, dtype))
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -133,13 +144,13 @@ class _Lookup(nn.Module):
     sizes: Tensor
     takes_mean: Tensor
 
-    def __init__(
-        self, schema: Schema, sizes: Mapping[str, int], stack: Tensor, takes_mean: Sequence[bool]
-    ) -> None:
+    def __init__(self, layout: Layout, stack: Tensor) -> None:
         super().__init__()
-        used, starts = feature_tables(schema), table_starts(sizes)
-        self.has_means = any(takes_mean)
-        self.register_buffer("takes_mean", torch.tensor(takes_mean).unsqueeze(1))
+        sizes, used = layout.num_embeddings, layout.feature_tables
+        starts = table_starts(sizes)
+        takes_mean = torch.tensor([p == "mean" for p in by_feature(layout.pooling, used)])
+        self.has_means = bool(takes_mean.any())
+        self.register_buffer("takes_mean", takes_mean.unsqueeze(1))
         self.register_buffer("stack", stack)
         self.register_buffer("starts", torch.tensor([starts[t] for t in used], dtype=torch.int64))
         self.register_buffer("sizes", torch.tensor([sizes[t] for t in used], dtype=torch.int64))

@@ -5,10 +5,11 @@ import torch
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.config import ModelConfig, Pooling
+from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
@@ -41,7 +42,8 @@ def build_dlrm(
     generator = torch.Generator().manual_seed(seed)
     if tables is None:
         tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
-    tables.initialise(config.init, generator, config.embedding_std)
+    draws = layout_of(config, schema, encoding).draws
+    tables.initialise(config.init, generator, config.embedding_std, draws)
     return around_tables(config, schema, tables, generator, device)
 
 
@@ -96,7 +98,7 @@ def build_tables(
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_host: bool = False,
-) -> EmbeddingTables:
+) -> Tables:
     """All tables in this process, not yet drawn.
 
     Args:
@@ -107,11 +109,12 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
+    layout = layout_of(config, schema, encoding)
     tables = EmbeddingTables(
-        table_sizes(schema, encoding),
-        feature_tables(schema),
+        layout.num_embeddings,
+        layout.feature_tables,
         embedding_dim=config.embedding_dim,
-        pooling=pooling_of(config, schema),
+        pooling=layout.pooling,
         dtype=table_dtype,
         device="cpu" if on_host else device,
         pin=on_host,
@@ -119,22 +122,7 @@ def build_tables(
     tables.compute_on(device)
     if config.weighted_pooling == "learned":
         tables.learn_weights()
-    return tables
-
-
-def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
-    """Rows by table, in the model's order."""
-    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
-
-
-def feature_tables(schema: Schema) -> list[str]:
-    """The table of each sparse feature, in the batch's order."""
-    return [feature.table for feature in schema.sparse]
-
-
-def pooling_of(config: ModelConfig, schema: Schema) -> dict[str, Pooling]:
-    """How each table's bags become vectors."""
-    return {t.name: config.table_pooling.get(t.name, config.pooling) for t in schema.tables}
+    return layout.wrapped(tables)
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -155,6 +143,15 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     """
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
+    names = [table.name for table in schema.tables]
+    for where, named in (
+        ("model.compression.tables", set(config.compression.tables)),
+        ("model.table_pooling", set(config.table_pooling)),
+    ):
+        if unknown := sorted(named - set(names)):
+            raise ConfigError(
+                f"{where}.{unknown[0]}: no such table; the dataset has {', '.join(names) or 'none'}"
+            )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "
@@ -164,12 +161,6 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
         raise ConfigError(
             f"model.bottom_mlp is {list(config.bottom_mlp)}, the dataset has no dense feature; "
             "set model.bottom_mlp = []"
-        )
-    tables = [table.name for table in schema.tables]
-    if unknown := sorted(set(config.table_pooling) - set(tables)):
-        raise ConfigError(
-            f"model.table_pooling names table {unknown[0]!r}; the dataset has {', '.join(tables)}: "
-            "name one of these, or leave it out"
         )
     if config.interaction == "dot" and num_vectors < 2:
         raise ConfigError(

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from fastdlrm.errors import ConfigError
+from fastdlrm.model.compression_config import CompressionConfig
 
 InteractionName = Literal["dot", "cat", "cross", "projection"]
 Pooling = Literal["sum", "mean"]
@@ -55,6 +56,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of the tables. reference: U(+-sqrt(1 / rows)); normal: N(0, embedding_std^2)."""
     embedding_std: float = 0.01
     """Standard deviation of init "normal"."""
+    compression: CompressionConfig = CompressionConfig()
+    """Which tables are held in fewer rows than they have ids."""
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1:

@@ -233,8 +233,9 @@ class Run:
         folder = self.checkpoint_folder(checkpoint)
         model = self.build_model()
         store.load_into(folder, {"model": model.state_tensors()})
-        assert isinstance(model.tables, EmbeddingTables)
-        model.tables.fold_weights()
+        for module in model.modules():
+            if isinstance(module, EmbeddingTables):
+                module.fold_weights()
         return model.eval()
 
 

@@ -26,7 +26,7 @@ from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.matmul import settle
-from fastdlrm.train.memory import describe, memory_plan, require_memory
+from fastdlrm.train.memory import describe, describe_compression, memory_plan, require_memory
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
@@ -168,13 +168,14 @@ class Trainer:
 
     def _require_memory(self) -> None:
         """Say what this rank will hold, and refuse what does not fit."""
-        run, world = self.run, self._world
+        run, world, manifest = self.run, self._world, self.run.manifest
         if self._sharding is None:
-            manifest = run.manifest
             items = memory_plan(run.recipe, manifest.schema, manifest.encoding, self._device)
         else:
             items = rank_memory(self._sharding.prediction, world.rank, self._device)
         self._on_message(describe(items))
+        for line in describe_compression(run.recipe, manifest.schema, manifest.encoding):
+            self._on_message(line)
         require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:

@@ -11,7 +11,8 @@ from fastdlrm.model.build import build_dlrm
 from fastdlrm.model.config import ModelConfig
 
 
-def make_schema(num_dense: int, num_sparse: int) -> Schema:
+def make_schema(num_dense: int, num_sparse: int, names: tuple[str, ...] = ()) -> Schema:
+    names = names or tuple(f"t{k}" for k in range(num_sparse))
     return Schema(
         label=Label(column="y", positive=("1",), negative=("0",)),
         dense=tuple(
@@ -19,11 +20,11 @@ def make_schema(num_dense: int, num_sparse: int) -> Schema:
             for k in range(num_dense)
         ),
         sparse=tuple(
-            SparseFeature(name=f"s{k}", column=f"s{k}", table=f"t{k}", key="int")
+            SparseFeature(name=f"s{k}", column=f"s{k}", table=names[k], key="int")
             for k in range(num_sparse)
         ),
         tables=tuple(
-            Table(name=f"t{k}", encoding="hash", min_count=1, max_rows=10 + k)
+            Table(name=names[k], encoding="hash", min_count=1, max_rows=10 + k)
             for k in range(num_sparse)
         ),
     )
@@ -95,7 +96,7 @@ def test_tables_are_pooled_as_the_config_says() -> None:
 
 
 def test_pooling_of_no_table() -> None:
-    message = "table_pooling names table 'tea'; the dataset has t0, t1, t2: name one of these, or"
+    message = "model.table_pooling.tea: no such table; the dataset has t0, t1, t2"
     with pytest.raises(ConfigError, match=message):
         build(2, 3, table_pooling={"t1": "sum", "tea": "mean"})
 

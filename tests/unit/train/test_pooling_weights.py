@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -9,11 +11,14 @@ import torch
 from torch import Tensor
 
 from fastdlrm.batch import Batch, SparseBatch
+from fastdlrm.model.compressed import CompressedTables
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.lookup import Tables
 from fastdlrm.train.config import DenseOptimizerConfig, SparseOptimizerConfig
 from fastdlrm.train.pooling_weights import WHY_NO_GRAPH
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 from fastdlrm.train.step import TrainStep
+from tests.compression import make_compressed
 from tests.training import (
     DIM,
     FEATURES,
@@ -154,11 +159,27 @@ def test_micro_batches_give_equal_bits(layout: str) -> None:
         assert torch.equal(one, other)
 
 
+def compressed_tables() -> CompressedTables:
+    """Vectors of one table are products of two rows, of the other sums; each row has a weight."""
+    tables, _ = make_compressed(
+        TABLES, FEATURES, {"a": "mult", "b": "hash"}, DIM, pooling_of("mixed")
+    )
+    generator = torch.Generator().manual_seed(0)
+    tables.initialise("normal", generator, 0.5)
+    tables.tables.learn_weights()
+    with torch.no_grad():
+        tables.tables.pooling_weight.uniform_(0.5, 2, generator=generator)
+    return tables
+
+
+@pytest.mark.parametrize("tables", [partial(make_tables, "mixed"), compressed_tables])
 @pytest.mark.parametrize("changes", [{}, {"gradient_clip_norm": 0.05}, {"loss": "mse"}])
-def test_a_step_is_that_of_autograd_through_the_whole_model(changes: dict[str, object]) -> None:
+def test_a_step_is_that_of_autograd_through_the_whole_model(
+    changes: dict[str, object], tables: Callable[[], Tables]
+) -> None:
     """With SGD and no l2: w -= lr * scale * g for every number."""
     model = make_model()
-    model.tables = make_tables("mixed")
+    model.tables = tables()
     plain = copy.deepcopy(model)
     config = make_config(
         dense_optimizer=DenseOptimizerConfig(name="sgd", learning_rate=0.1),
