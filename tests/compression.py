@@ -8,6 +8,7 @@ from torch import Tensor
 from fastdlrm.model.composition import Composition, Product, hashed, plain, quotient_remainder
 from fastdlrm.model.compressed import CompressedTables, Compression
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.pooling import TablePooling, by_feature
 
 KINDS = {
     "hash": lambda table, n: hashed(table, n, max(n // 3, 1), 2),
@@ -22,14 +23,20 @@ def make_compressed(
     features: Sequence[str],
     kinds: Mapping[str, str],
     dim: int,
-    pooling: str = "sum",
+    pooling: TablePooling = "sum",
 ) -> tuple[CompressedTables, dict[str, Composition]]:
     """Tables in this process, not drawn; how each is made."""
     made = {name: KINDS[kinds[name]](name, n) for name, n in sizes.items()}
     rows = {held: n for each in made.values() for held, n in each.num_embeddings.items()}
     parts = [part for feature in features for part in made[feature].parts]
-    tables = EmbeddingTables(rows, parts, embedding_dim=dim, pooling=pooling)
-    compression = Compression([made[feature] for feature in features], pooling)
+    of_parts = (
+        pooling
+        if isinstance(pooling, str)
+        else {held: pooling[name] for name, each in made.items() for held in each.num_embeddings}
+    )
+    tables = EmbeddingTables(rows, parts, embedding_dim=dim, pooling=of_parts)
+    rules = by_feature(pooling, features)
+    compression = Compression([made[feature] for feature in features], rules)
     return CompressedTables(tables, compression), made
 
 

@@ -65,6 +65,22 @@ CASES: dict[str, dict[str, object]] = {
         "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
         "model.pooling": "mean",
     },
+    "learned_weights-one_mean-rowwise": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"words": "mean"},
+    },
+    "learned_weights-multiplied-adam-clipped": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"item": "mean"},
+        "model.compression": {
+            "tables": {
+                "item": {"kind": "quotient_remainder"},
+                "user": {"kind": "hash", "num_rows": 20},
+            }
+        },
+        "train.sparse_optimizer.name": "adam",
+        "train.gradient_clip_norm": 0.5,
+    },
 }
 """Overrides of a config's keys by case."""
 

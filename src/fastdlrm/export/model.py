@@ -93,7 +93,7 @@ class ExportedModel:
             layout.feature_tables,
             dim=config.embedding_dim,
             dtype=manifest.table_dtype,
-            pooling=config.pooling,
+            pooling=layout.pooling,
             device=device,
         )
         tables = layout.wrapped(self._tables)

@@ -28,6 +28,7 @@ from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.layout import Layout, layout_of
+from fastdlrm.model.pooling import by_feature
 
 FILE = "model.onnx"
 MAX_TABLE_BYTES = 2 * 10**9
@@ -125,7 +126,7 @@ def build_onnx_model(
     layout = layout_of(config, schema, manifest.encoding)
     num_rows = sum(layout.num_embeddings.values())
     stored = map_stack(folder / TABLES, num_rows, config.embedding_dim, dtype)
-    lookup = _Lookup(layout, plain_rows(stored, dtype), is_mean=config.pooling == "mean")
+    lookup = _Lookup(layout, plain_rows(stored, dtype))
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -141,12 +142,15 @@ class _Lookup(nn.Module):
     stack: Tensor
     starts: Tensor
     sizes: Tensor
+    takes_mean: Tensor
 
-    def __init__(self, layout: Layout, stack: Tensor, *, is_mean: bool) -> None:
+    def __init__(self, layout: Layout, stack: Tensor) -> None:
         super().__init__()
         sizes, used = layout.num_embeddings, layout.feature_tables
         starts = table_starts(sizes)
-        self.is_mean = is_mean
+        takes_mean = torch.tensor([p == "mean" for p in by_feature(layout.pooling, used)])
+        self.has_means = bool(takes_mean.any())
+        self.register_buffer("takes_mean", takes_mean.unsqueeze(1))
         self.register_buffer("stack", stack)
         self.register_buffer("starts", torch.tensor([starts[t] for t in used], dtype=torch.int64))
         self.register_buffer("sizes", torch.tensor([sizes[t] for t in used], dtype=torch.int64))
@@ -174,8 +178,9 @@ class _Lookup(nn.Module):
             rows = rows * weights.unsqueeze(1)
         D = rows.shape[1]
         pooled = torch.zeros(F * B, D).scatter_add(0, bags.unsqueeze(1).expand(-1, D), rows)
-        if self.is_mean:
-            pooled = pooled / flat.clamp(min=1).unsqueeze(1)
+        if self.has_means:
+            divisors = torch.where(self.takes_mean, lengths.clamp(min=1), 1)
+            pooled = pooled / divisors.reshape(-1, 1)
         return pooled.view(F, B, D).transpose(0, 1)
 
     def _rows(self, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def other_precisions(
                 layout.feature_tables,
                 dim=config.embedding_dim,
                 dtype=tables,
-                pooling=config.pooling,
+                pooling=layout.pooling,
             )
         except ExportError as problem:
             logger.warning("not compared: %s", problem)

@@ -27,8 +27,9 @@ from fastdlrm.kernels.quantized_lookup import (
     quantized_lookup,
     quantized_row_bytes,
 )
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
 from fastdlrm.model.embedding import Draw, EmbeddingTables, StackedTables
+from fastdlrm.model.pooling import TablePooling
 
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED: dict[TableDtype, QuantizedDtype] = {"int8": "int8", "int4": "int4"}
@@ -144,7 +145,7 @@ class QuantizedTables(StackedTables):
         *,
         stack: Tensor,
         dtype: QuantizedDtype,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
     ) -> None:
         """Take a stack as it is.
 
@@ -174,7 +175,7 @@ class QuantizedTables(StackedTables):
             self.weight,
             self.rows(sparse),
             None if sparse.lengths is None else sparse.offsets(),
-            sparse.weights,
+            self.weighted(sparse).weights,
             self.pooling,
             dtype or torch.float32,
             row_dtype=self.dtype,
@@ -201,6 +202,10 @@ class QuantizedTables(StackedTables):
         """Each table's rows as they are stored, live."""
         return {name: self.of_table(name, self.weight) for name in self.num_embeddings}
 
+    def pooling_weights(self) -> dict[str, Any]:
+        """None: exported rows have theirs in them."""
+        return {}
+
 
 def stored_tables(
     path: Path,
@@ -209,7 +214,7 @@ def stored_tables(
     *,
     dim: int,
     dtype: TableDtype,
-    pooling: Pooling,
+    pooling: TablePooling,
     device: torch.device | str = "cpu",
 ) -> EmbeddingTables | QuantizedTables:
     """The tables of a file: mapped on the CPU, copied to a GPU.

@@ -145,12 +145,14 @@ def build_tables(
         layout.num_embeddings,
         layout.feature_tables,
         embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
+        pooling=layout.pooling,
         dtype=table_dtype,
         device="cpu" if on_host else device,
         pin=on_host,
     )
-    tables.feature_starts = tables.feature_starts.to(device)
+    tables.compute_on(device)
+    if config.weighted_pooling == "learned":
+        tables.learn_weights()
     return layout.wrapped(tables)
 
 
@@ -213,11 +215,14 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
     names = [table.name for table in schema.tables]
-    if unknown := sorted(config.compression.tables.keys() - set(names)):
-        raise ConfigError(
-            f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
-            f"{', '.join(names) or 'none'}"
-        )
+    for where, named in (
+        ("model.compression.tables", set(config.compression.tables)),
+        ("model.table_pooling", set(config.table_pooling)),
+    ):
+        if unknown := sorted(named - set(names)):
+            raise ConfigError(
+                f"{where}.{unknown[0]}: no such table; the dataset has {', '.join(names) or 'none'}"
+            )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "

@@ -9,6 +9,7 @@ from fastdlrm.model.compression_config import CompressionConfig
 
 InteractionName = Literal["dot", "cat", "cross", "cross_vector", "projection", "fm"]
 Pooling = Literal["sum", "mean"]
+WeightedPooling = Literal["none", "learned"]
 Norm = Literal["none", "batch", "layer"]
 Init = Literal["reference", "normal"]
 
@@ -50,7 +51,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Widths of an MLP on cat, whose result goes to the top MLP beside the interaction's. Empty:
     none."""
     pooling: Pooling = "sum"
-    """Of the rows of a bag."""
+    """Of the rows of a bag: their sum, or that divided by the bag's number of ids."""
+    table_pooling: dict[str, Pooling] = {}
+    """By table, where it is another one than `pooling`."""
+    weighted_pooling: WeightedPooling = "none"
+    """learned: a number of each row's own, 1 at first, scales it in every bag."""
     dropout: float = 0.0
     """Share of each hidden activation dropped in training."""
     norm: Norm = "none"

@@ -14,9 +14,10 @@ from fastdlrm.model.compression_config import (
     NoCompression,
     QuotientRemainder,
 )
-from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.config import ModelConfig, Pooling
 from fastdlrm.model.embedding import Draw
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.pooling import by_feature
 
 
 class Layout(NamedTuple):
@@ -27,12 +28,14 @@ class Layout(NamedTuple):
         feature_tables: The table of each feature that is looked up: of each sparse feature, or of
             each part of one whose table is compressed.
         draws: How tables that stand for others begin.
+        pooling: How the rows of a bag become one vector, by table.
         compression: Between the model's features and these; None where there is nothing between.
     """
 
     num_embeddings: dict[str, int]
     feature_tables: list[str]
     draws: Mapping[str, Draw]
+    pooling: dict[str, Pooling]
     compression: Compression | None
 
     def wrapped(self, tables: Tables) -> Tables:
@@ -57,6 +60,8 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
     tables = {name: composition_of(config.compression, name, n) for name, n in sizes.items()}
     rows: dict[str, int] = {}
     draws: dict[str, Draw] = {}
+    rules = {name: config.table_pooling.get(name, config.pooling) for name in sizes}
+    pooling: dict[str, Pooling] = {}
     for name, table in tables.items():
         if taken := sorted((rows.keys() | sizes.keys() - {name}) & table.num_embeddings.keys()):
             raise ConfigError(
@@ -65,13 +70,16 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
             )
         rows |= table.num_embeddings
         draws |= table.draws
-    features = [tables[feature.table] for feature in schema.sparse]
+        pooling |= dict.fromkeys(table.num_embeddings, rules[name])
+    used = [feature.table for feature in schema.sparse]
+    features = [tables[name] for name in used]
     is_plain = rows == sizes or not features
     return Layout(
         rows,
         [part for feature in features for part in feature.parts],
         draws,
-        None if is_plain else Compression(features, config.pooling),
+        pooling,
+        None if is_plain else Compression(features, by_feature(rules, used)),
     )
 
 

@@ -52,6 +52,11 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tables: dict[str, TablePlan]
     """By table, in the same order."""
 
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether rows of one bag may lie on several ranks."""
+        return any(table.sharding == "row_wise" for table in self.tables.values())
+
     def of_rank(self, rank: int) -> dict[str, Shard]:
         """The shard of each table that a rank holds, data_parallel tables aside."""
         return {

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
 from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_, drawn_rows
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
@@ -33,7 +34,7 @@ class ShardedTables(nn.Module):
         feature_tables: Sequence[str],
         world: World,
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -48,14 +49,23 @@ class ShardedTables(nn.Module):
             device: Where they lie.
         """
         super().__init__()
+        rule, takes_mean = rule_and_means(pooling, feature_tables)
+        if rule == "mean" and plan.cuts_rows:  # no rank has all of a bag
+            rule, takes_mean = "sum", torch.ones(len(feature_tables), dtype=torch.bool)
+        self._takes_mean = None if takes_mean is None else takes_mean.to(device)
         self.placement = Placement(
             plan,
             feature_tables,
             world,
-            pooling=pooling,
+            pooling=rule,
             dtype=dtype,
             device=torch.device(device),
         )
+
+    def learn_weights(self) -> None:
+        """As `EmbeddingTables`; a weight lies wherever columns of its row do."""
+        for stack in self.placement.stacks:
+            stack.learn_weights()
 
     @property
     def num_embeddings(self) -> dict[str, int]:
@@ -104,6 +114,7 @@ class ShardedTables(nn.Module):
             sparse: This rank's samples.
             counts: Samples of each rank, the same on all ranks.
         """
+        sparse = with_shares(sparse, self._takes_mean)
         is_single = sparse.lengths is None and sparse.weights is None
         if is_single and sparse.num_features and len(set(counts)) == 1 and counts[0]:
             return StaticExchange(self.placement, sparse)
@@ -132,6 +143,12 @@ class ShardedTables(nn.Module):
     def state_tensors(self) -> dict[str, Tensor | TensorShard]:
         """This rank's live part of each table, by table; of a replicated table all of it."""
         return self.of_tables([stack.weight.detach() for stack in self.placement.stacks])
+
+    def pooling_weights(self) -> dict[str, Tensor | TensorShard]:
+        """This rank's live part of each table's learned pooling weights; none: all are 1."""
+        stacks = self.placement.stacks
+        weights = [x.pooling_weight.detach() for x in stacks if x.pooling_weight is not None]
+        return self.of_tables(weights) if weights else {}
 
     def of_tables(self, stacked: Sequence[Tensor]) -> dict[str, Tensor | TensorShard]:
         """This rank's part of each table in tensors that lie like the stacks.

@@ -62,6 +62,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sparse_optimizer: str = "sgd"
     """sgd, adagrad, rowwise_adagrad or adam."""
 
+    learns_weights: bool = False
+    """Whether each row has a learned pooling weight."""
+
     @property
     def exchange_bytes(self) -> int:
         """Of a number of a pooled vector or its gradient between ranks."""

@@ -62,6 +62,9 @@ def memory_plan(
     parameters += interaction.num_parameters
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
+    row, state = D * footprint.TABLE_BYTES[train.table_dtype], per_row + per_number * D
+    if model.weighted_pooling == "learned":
+        row, state = row + footprint.WEIGHT_BYTES, state + per_row + per_number
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
     kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
     activations = B * kept * footprint.compute_bytes(train.precision)
@@ -69,8 +72,8 @@ def memory_plan(
     sort = int(B * P * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
-        MemoryItem("tables", of_tables, R * D * footprint.TABLE_BYTES[train.table_dtype]),
-        MemoryItem("tables' optimizer", of_tables, R * (per_row + per_number * D)),
+        MemoryItem("tables", of_tables, R * row),
+        MemoryItem("tables' optimizer", of_tables, R * state),
         MemoryItem("MLPs and their optimizer", compute, parameters * per_parameter),
         MemoryItem("activations", compute, activations),
         MemoryItem("order of ids and sums of rows", compute, sort),

@@ -35,6 +35,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm, build_tables, require_fit
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
 from fastdlrm.train.device import device_name, resolve_device
 from fastdlrm.train.memory import memory_plan, require_memory
@@ -225,12 +226,17 @@ class Run:
     def load_model(self, checkpoint: str = "best") -> DLRM:
         """The model with the weights of a checkpoint, on the CPU, in evaluation mode.
 
+        Learned pooling weights are multiplied into their rows.
+
         Raises:
             CheckpointError: There is no such checkpoint, or it is damaged.
         """
         folder = self.checkpoint_folder(checkpoint)
         model = self.build_model()
         store.load_into(folder, {"model": model.state_tensors()})
+        for module in model.modules():
+            if isinstance(module, EmbeddingTables):
+                module.fold_weights()
         return model.eval()
 
 

@@ -58,9 +58,16 @@ def untrained(folder, config, **features):
     )
 
 
-@pytest.mark.parametrize(("pooling", "tables"), [("sum", "fp32"), ("mean", "bf16")])
+@pytest.mark.parametrize(
+    ("pooling", "tables"),
+    [
+        ({"pooling": "sum"}, "fp32"),
+        ({"pooling": "mean"}, "bf16"),
+        ({"pooling": "mean", "table_pooling": {"word": "sum"}}, "fp32"),
+    ],
+)
 def test_weighted_bags(tmp_path, pooling, tables):
-    shape = {"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (8,), "pooling": pooling}
+    shape = {"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (8,), **pooling}
     config = ModelConfig(**shape, norm="layer", init="normal", embedding_std=1.0)
     source = untrained(tmp_path, config)
     options = ExportOptions(name="ctr", tables=tables, onnx_model=True)

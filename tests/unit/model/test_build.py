@@ -130,6 +130,25 @@ def test_a_seed_is_a_model() -> None:
     assert not torch.equal(one.tables.weight, other.tables.weight)
 
 
+def test_tables_are_pooled_as_the_config_says() -> None:
+    # bags of one table each: ids 1, 1 and 2, 2, then 3, 3
+    sparse = SparseBatch(
+        ids=torch.tensor([1, 1, 2, 2, 3, 3], dtype=torch.int32),
+        lengths=torch.tensor([2, 2, 2], dtype=torch.int32),
+        weights=None,
+        num_features=3,
+    )
+    tables = build(2, 3, pooling="mean", table_pooling={"t1": "sum", "t2": "mean"}).tables
+    expected = [tables.table("t0")[1], 2 * tables.table("t1")[2], tables.table("t2")[3]]
+    torch.testing.assert_close(tables(sparse)[0].detach(), torch.stack(expected))
+
+
+def test_pooling_of_no_table() -> None:
+    message = "model.table_pooling.tea: no such table; the dataset has t0, t1, t2"
+    with pytest.raises(ConfigError, match=message):
+        build(2, 3, table_pooling={"t1": "sum", "tea": "mean"})
+
+
 def test_dense_features_need_a_bottom_mlp() -> None:
     message = r"bottom_mlp is empty, the dataset has 2 dense features; set .* = \[4\]"
     with pytest.raises(ConfigError, match=message):
