@@ -87,4 +87,5 @@ class DLRM(nn.Module):
         """
         dense = {k: v for k, v in self.state_dict().items() if not k.startswith("tables.")}
         tables = {f"tables.{name}": x for name, x in self.tables.state_tensors().items()}
-        return {**dense, **tables}
+        weights = {f"pooling_weights.{n}": x for n, x in self.tables.pooling_weights().items()}
+        return {**dense, **tables, **weights}

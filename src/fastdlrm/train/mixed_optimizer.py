@@ -62,7 +62,7 @@ class MixedSparseOptimizer:
     @property
     def why_no_graph(self) -> str:
         """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
-        return ""
+        return self._stacks[0].why_no_graph
 
     def look_up(
         self, sparse: SparseBatch, counts: Sequence[int] = (), *, is_whole: bool

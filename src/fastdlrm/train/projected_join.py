@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from fastdlrm.kernels.mlp import weight_gradient
+from fastdlrm.model.interaction import widened
 from fastdlrm.model.lookup import Lookup, RowSource
 from fastdlrm.model.table_projection import TableProjection
 from fastdlrm.train.dense_optimizer import DenseOptimizer
-from fastdlrm.train.join import Backward, Gradients, Join, pooled_of, widened
+from fastdlrm.train.join import Backward, Gradients, Join, pooled_of
 
 
 @dataclass(frozen=True, slots=True)

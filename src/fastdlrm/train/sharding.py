@@ -89,10 +89,12 @@ def sharded_tables(run: Run, plan: ShardingPlan, world: World, device: torch.dev
         plan,
         layout.feature_tables,
         world,
-        pooling=recipe.model.pooling,
+        pooling=layout.pooling,
         dtype=TABLE_DTYPES[recipe.train.table_dtype],
         device=device,
     )
+    if recipe.model.weighted_pooling == "learned":
+        tables.learn_weights()
     return layout.wrapped(tables)
 
 

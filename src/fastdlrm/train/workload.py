@@ -76,6 +76,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         exchange_dtype=train.exchange_dtype,
         dense_optimizer=train.dense_optimizer.name,
         sparse_optimizer=train.sparse_optimizer.name,
+        learns_weights=model.weighted_pooling == "learned",
     )
 
 

@@ -71,6 +71,22 @@ def test_projections_are_counted(dataset: Dataset) -> None:
     assert projected[name] - padded[name] == (4 + 12) * 8
 
 
+def test_pooling_weights_by_hand(dataset: Dataset) -> None:
+    rows, dim = num_rows(dataset), tiny_recipe().model.embedding_dim
+    learned = "model.weighted_pooling='learned'"
+    full = plan(dataset, learned, "train.sparse_optimizer.name='adam'")
+    assert full["tables host"] == rows * (dim + 1) * 4
+    assert full["tables' optimizer host"] == 2 * rows * (dim + 1) * 4
+    half = plan(
+        dataset,
+        learned,
+        "train.sparse_optimizer.name='rowwise_adagrad'",
+        "train.table_dtype='bf16'",
+    )
+    assert half["tables host"] == rows * (dim * 2 + 4)
+    assert half["tables' optimizer host"] == rows * (4 + 4)
+
+
 def test_placement_moves_the_tables(dataset: Dataset) -> None:
     gpu = torch.device("cuda")
     assert "tables GPU" in plan(dataset, device=gpu)
