@@ -305,6 +305,12 @@ def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
             f"model.interaction is {config.interaction!r}; {naming} has {' and '.join(kinds)}: "
             f"export to {other}"
         )
+    for table, dim in config.table_dims.items():
+        if dim < config.embedding_dim:
+            raise CheckpointError(
+                f"table {table!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
+                f"{naming} takes tables of embedding_dim columns alone"
+            )
     wanted: dict[str, Any] = {"pooling": "sum", "norm": "none"}
     if naming == "torchrec":
         wanted["include_diagonal"] = False

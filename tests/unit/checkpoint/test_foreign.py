@@ -358,6 +358,11 @@ def test_tables_in_another_order_are_refused(tmp_path):
             make_config(pooling="mean"),
             "model.pooling is 'mean'; reference knows 'sum'",
         ),
+        (
+            "reference",
+            make_config(table_dims={"a": 2, "b": 4}),
+            "table 'a' has 2 of 4 columns (model.table_dims); reference takes tables of",
+        ),
         ("torchrec", make_config(norm="layer"), "model.norm is 'layer'; torchrec knows 'none'"),
         ("torchrec", ModelConfig(embedding_dim=4, bottom_mlp=(4,), top_mlp=()), "top_mlp is empty"),
     ],
