@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench_accuracy import SEEDS, SHOWN, fastdlrm
+from bench_accuracy import SEEDS, SHOWN, fastdlrm, prepared
 from results_file import write
 
 VARIANTS = {
@@ -35,15 +35,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        inputs = options.inputs
-        if options.generate:
-            log = Path(folder) / "log"
-            rows = ("--rows", str(options.generate), "--files", "4", "--seed", "7")
-            fastdlrm("generate", *rows, "--out", str(log))
-            inputs = [f"{log}/day_*"]
-        data = str(Path(folder) / "data")
-        flags = [flag for path in inputs for flag in ("--input", path)]
-        fastdlrm("prepare", "--config", options.preset, *flags, "--out", data)
+        data = prepared(Path(folder), options.preset, options.inputs, options.generate)
 
         def sample(seed: int, variant: str) -> dict[str, Any]:
             run = str(Path(folder) / f"run-{seed}-{variant}")

@@ -10,7 +10,8 @@ import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.data.dataset import Dataset
-from fastdlrm.model.build import table_sizes
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.layout import layout_of
 from fastdlrm.parallel.plan import (
     ShardingPlan,
     TablePlan,
@@ -22,6 +23,7 @@ from fastdlrm.parallel.plan import (
 )
 from fastdlrm.parallel.world import World
 from fastdlrm.train import matmul
+from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import shard
 from fastdlrm.train.trainer import Progress, Trainer
@@ -44,10 +46,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_dataset(tmp_path_factory.mktemp("resume"), 3000).folder
 
 
-def mixed_plan(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
+def mixed_plan(config: ModelConfig, dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     """Tables in turn under every sharding."""
-    recipe, encoding = tiny_recipe(), dataset.manifest.encoding
-    sizes, D = table_sizes(dataset.schema, encoding), recipe.model.embedding_dim
+    layout = layout_of(config, dataset.schema, dataset.manifest.encoding)
+    sizes, D = layout.num_embeddings, config.embedding_dim
     ranks = list(range(num_ranks))
 
     def table(k: int, num_rows: int) -> TablePlan:
@@ -65,9 +67,11 @@ def mixed_plan(dataset: Dataset, num_ranks: int, shift: int) -> ShardingPlan:
     )
 
 
-def train_part(folder: Path, data: Path, stop: int | None, shift: int, *settings: str) -> None:
+def train_part(
+    folder: Path, data: Path, stop: int | None, shift: int, recipe: Recipe | None = None
+) -> None:
     """Create a run or go on with it, to its end or until a signal at a step."""
-    recipe, dataset = tiny_recipe(*SETTINGS, *settings), Dataset.open(data)
+    recipe, dataset = recipe or tiny_recipe(*SETTINGS), Dataset.open(data)
 
     def interrupt(progress: Progress) -> None:
         if progress.step == stop:
@@ -77,7 +81,8 @@ def train_part(folder: Path, data: Path, stop: int | None, shift: int, *settings
         path = None
         if world.size > 1:
             path = folder.with_name("plan.json")
-            world.on_first(lambda: write_plan(path, mixed_plan(dataset, world.size, shift)))
+            made = mixed_plan(recipe.model, dataset, world.size, shift)
+            world.on_first(lambda: write_plan(path, made))
         sharding = shard(recipe, dataset, world, torch.device("cpu"), path)
         make = Run.resume if (folder / "manifest.json").exists() else Run.create
         run = world.on_first(lambda: make(folder, recipe, dataset))
@@ -108,11 +113,11 @@ def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: P
 
 def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
-    settings = ("model.dropout=0.0",)
+    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0")
     for size, stop in ((4, 8), (2, 16)):
-        ranks.run(train_part, size, tmp_path / "parts", data, stop, size, *settings)
-    train_part(tmp_path / "parts", data, None, 0, *settings)
-    train_part(tmp_path / "one", data, None, 0, *settings)
+        ranks.run(train_part, size, tmp_path / "parts", data, stop, size, recipe)
+    train_part(tmp_path / "parts", data, None, 0, recipe)
+    train_part(tmp_path / "one", data, None, 0, recipe)
     (found, lines), (expected, expected_lines) = (
         outcome(tmp_path / name) for name in ("parts", "one")
     )

@@ -20,6 +20,7 @@ from fastdlrm.errors import ConfigError
 from fastdlrm.kernels.cpu.matmul import apply, calibrate
 from fastdlrm.kernels.registry import Way
 from fastdlrm.model.build import build_dlrm, require_fit
+from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.device import resolve_device
@@ -80,6 +81,11 @@ class BenchModel:
         recipe = scaled(load_config(name, Recipe, overrides), rows_scale)
         schema = recipe.data.schema()
         require_fit(recipe.model, schema)
+        if recipe.model.compression != CompressionConfig():
+            raise ConfigError(
+                f"--config {name}: model.compression is set; bench measures tables with a row for "
+                "every id: take that section out"
+            )
         return cls(
             name=name,
             recipe=recipe,

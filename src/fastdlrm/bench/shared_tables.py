@@ -17,9 +17,10 @@ import torch
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.data.random_dataset import random_encoding
 from fastdlrm.kernels.cpu.pages import advise_large_pages
-from fastdlrm.model.build import around_tables, feature_tables, table_sizes
+from fastdlrm.model.build import around_tables
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
+from fastdlrm.model.layout import layout_of
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 
@@ -98,15 +99,15 @@ def _setting(path: Path) -> str:
 
 def _map(model: BenchModel, fd: int, *, shared: bool) -> EmbeddingTables:
     """The tables in a file's memory; what is written to it others see only where it is shared."""
-    sizes = table_sizes(model.schema, random_encoding(model.schema))
-    num_rows, dim = sum(sizes.values()), model.recipe.model.embedding_dim
+    layout = layout_of(model.recipe.model, model.schema, random_encoding(model.schema))
+    num_rows, dim = sum(layout.num_embeddings.values()), model.recipe.model.embedding_dim
     flat = torch.from_file(
         f"/proc/self/fd/{fd}", shared=shared, size=num_rows * dim, dtype=model.table_dtype
     )
     advise_large_pages(flat)
     return EmbeddingTables(
-        sizes,
-        feature_tables(model.schema),
+        layout.num_embeddings,
+        layout.feature_tables,
         embedding_dim=dim,
         pooling=model.recipe.model.pooling,
         stack=flat.view(num_rows, dim),

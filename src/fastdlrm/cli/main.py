@@ -18,8 +18,10 @@ from fastdlrm.cli import (
     evaluate,
     export,
     export_binary,
+    export_checkpoint,
     export_delta,
     generate,
+    import_checkpoint,
     inspect,
     latency_bounded,
     load,
@@ -68,6 +70,8 @@ app.add_typer(trace.app, name="trace")
 app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
+app.command("import-checkpoint")(import_checkpoint.import_checkpoint)
+app.command("export-checkpoint")(export_checkpoint.export_checkpoint)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -53,6 +53,7 @@ def plan(
     from fastdlrm.parallel.prediction import predict
     from fastdlrm.parallel.topology import named_topology
     from fastdlrm.parallel.world import World
+    from fastdlrm.train.memory import describe_compression
     from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.workload import workload_of
 
@@ -62,7 +63,8 @@ def plan(
     if topology == "measure" and ranks is not None and world.size == 1 < ranks:
         launch_again(sys.argv[1:], ranks)
         return
-    work = workload_of(recipe, Dataset.open(data))
+    dataset = Dataset.open(data)
+    work = workload_of(recipe, dataset)
     machine = _measured(recipe) if topology == "measure" else named_topology(topology)
     if not world.is_first:
         return
@@ -80,6 +82,8 @@ def plan(
         typer.echo(msgspec.json.encode(found).decode())
     else:
         _show(made, prediction, machine, least or ranks)
+        for line in describe_compression(recipe, dataset.schema, dataset.manifest.encoding):
+            typer.echo(line)
 
 
 def _measured(recipe: "Recipe") -> "Topology":

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastdlrm.contracts.manifest import sync_folder
@@ -39,19 +39,13 @@ def work_folder(out: Path) -> Iterator[Path]:
     with disk_errors(out):
         require_free(out)
         work = work_path(out)
-        work.mkdir(parents=True, exist_ok=True)
-        with (work / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as problem:
-                raise DataError(
-                    f"{out}: another prepare is making it; wait, or name another folder"
-                ) from problem
-            try:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            with _lock(work, out):
                 yield work
-            except BaseException:
-                _leave(work)
-                raise
+        except BaseException:
+            _leave(work, out)
+            raise
 
 
 def publish(work: Path, dataset: Path, out: Path) -> None:
@@ -71,14 +65,31 @@ def publish(work: Path, dataset: Path, out: Path) -> None:
     shutil.rmtree(work)
 
 
-def _leave(work: Path) -> None:
-    if Journal(work).is_empty:
-        shutil.rmtree(work, ignore_errors=True)
-        return
-    size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    logger.warning(
-        "%s keeps what is done, %d MiB: the same command goes on from there; remove it to begin "
-        "afresh",
-        work,
-        size >> 20,
-    )
+@contextmanager
+def _lock(work: Path, out: Path) -> Iterator[None]:
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise DataError(
+                f"{out}: another prepare is making it; wait, or name another folder"
+            ) from problem
+        yield
+
+
+def _leave(work: Path, out: Path) -> None:
+    """Remove the work folder if nothing was finished in it and no other process holds it.
+
+    A signal may have come at any moment, before the folder was held too.
+    """
+    with suppress(FileNotFoundError, DataError), _lock(work, out):
+        if Journal(work).is_empty:
+            shutil.rmtree(work, ignore_errors=True)
+            return
+        size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+        logger.warning(
+            "%s keeps what is done, %d MiB: the same command goes on from there; remove it to "
+            "begin afresh",
+            work,
+            size >> 20,
+        )

@@ -43,10 +43,11 @@ from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import replace_rows, stored_tables
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
-from fastdlrm.model.build import around_tables, feature_tables, table_sizes
+from fastdlrm.model.build import around_tables
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.int8_predictor import Int8Predictor
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.predictor import Predictor
 
@@ -85,16 +86,18 @@ class ExportedModel:
         if device.type == "cpu":
             multiply_as(manifest.matmul)
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
+        layout = layout_of(config, schema, encoding)
         self._tables = stored_tables(
             folder / TABLES,
-            table_sizes(schema, encoding),
-            feature_tables(schema),
+            layout.num_embeddings,
+            layout.feature_tables,
             dim=config.embedding_dim,
             dtype=manifest.table_dtype,
             pooling=config.pooling,
             device=device,
         )
-        model = with_weights(folder / MLP, config, schema, self._tables).to(device)
+        tables = layout.wrapped(self._tables)
+        model = with_weights(folder / MLP, config, schema, tables).to(device)
         self._predictor = predictor_of(model, manifest, device)
         self.program = program or manifest.program
         self._graphs: GraphedPredictor | None = None

@@ -9,7 +9,6 @@ Shapes: B batch, N dense features, F sparse features, D embedding dim, L ids in 
 all tables.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,29 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import TABLES
 from fastdlrm.export.programs import OUTPUT, DenseHead, onnx_session, write_onnx
 from fastdlrm.export.tables import map_stack, plain_rows, table_starts
-from fastdlrm.model.build import feature_tables, table_sizes
+from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import Layout, layout_of
 
 FILE = "model.onnx"
 MAX_TABLE_BYTES = 2 * 10**9
 """Of the tables in float32: an ONNX file is a protobuf message, which ends at 2 GiB."""
 TOLERANCE: dict[TableDtype, float] = {"fp32": 1e-4, "bf16": 0.1, "int8": 1e-4, "int4": 1e-4}
 """Of a golden row's logit: rounding. Bags in bfloat16 round the weights of their ids too."""
+
+
+def require_plain(compression: CompressionConfig) -> None:
+    """Check that tables are looked up by the ids that a batch has.
+
+    Raises:
+        ExportError: They are compressed.
+    """
+    if compression != CompressionConfig():
+        raise ExportError(
+            f"{FILE}: compressed tables cannot be written into it; export without --onnx-model "
+            "(--program onnx writes the part after the lookup), or train without model.compression"
+        )
 
 
 def require_small(num_rows: int, dim: int) -> None:
@@ -109,9 +122,10 @@ def build_onnx_model(
         ExportError: What it takes is not installed, or the logits differ by more than rounding.
     """
     schema, dtype = manifest.schema, manifest.table_dtype
-    sizes = table_sizes(schema, manifest.encoding)
-    stored = map_stack(folder / TABLES, sum(sizes.values()), config.embedding_dim, dtype)
-    lookup = _Lookup(schema, sizes, plain_rows(stored, dtype), is_mean=config.pooling == "mean")
+    layout = layout_of(config, schema, manifest.encoding)
+    num_rows = sum(layout.num_embeddings.values())
+    stored = map_stack(folder / TABLES, num_rows, config.embedding_dim, dtype)
+    lookup = _Lookup(layout, plain_rows(stored, dtype), is_mean=config.pooling == "mean")
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -128,11 +142,10 @@ class _Lookup(nn.Module):
     starts: Tensor
     sizes: Tensor
 
-    def __init__(
-        self, schema: Schema, sizes: Mapping[str, int], stack: Tensor, *, is_mean: bool
-    ) -> None:
+    def __init__(self, layout: Layout, stack: Tensor, *, is_mean: bool) -> None:
         super().__init__()
-        used, starts = feature_tables(schema), table_starts(sizes)
+        sizes, used = layout.num_embeddings, layout.feature_tables
+        starts = table_starts(sizes)
         self.is_mean = is_mean
         self.register_buffer("stack", stack)
         self.register_buffer("starts", torch.tensor([starts[t] for t in used], dtype=torch.int64))

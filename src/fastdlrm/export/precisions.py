@@ -14,9 +14,9 @@ from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, predictor_of, with_weights
 from fastdlrm.export.tables import stored_tables, write_tables
 from fastdlrm.export.verify import Score
-from fastdlrm.model.build import feature_tables, table_sizes
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import layout_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +42,15 @@ def other_precisions(
     """
     config = from_tree(manifest.config["model"], ModelConfig, str(folder))
     schema = manifest.schema
+    layout = layout_of(config, schema, manifest.encoding)
     for tables in get_args(TableDtype):
         path = folder / f"compared-{tables}.bin"
         try:
             write_tables(path, model.tables.state_tensors(), tables)
             stored = stored_tables(
                 path,
-                table_sizes(schema, manifest.encoding),
-                feature_tables(schema),
+                layout.num_embeddings,
+                layout.feature_tables,
                 dim=config.embedding_dim,
                 dtype=tables,
                 pooling=config.pooling,
@@ -59,7 +60,7 @@ def other_precisions(
             continue
         finally:
             path.unlink(missing_ok=True)  # what is mapped stays
-        lean = with_weights(folder / MLP, config, schema, stored)
+        lean = with_weights(folder / MLP, config, schema, layout.wrapped(stored))
         for mlp in get_args(MlpDtype):
             variant = msgspec.structs.replace(manifest, mlp_dtype=mlp, activation_ranges=ranges)
             if (tables, mlp) not in measured and (score := _score(lean, variant)) is not None:

@@ -28,7 +28,7 @@ from fastdlrm.kernels.quantized_lookup import (
     quantized_row_bytes,
 )
 from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import EmbeddingTables, StackedTables
+from fastdlrm.model.embedding import Draw, EmbeddingTables, StackedTables
 
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED: dict[TableDtype, QuantizedDtype] = {"int8": "int8", "int4": "int4"}
@@ -181,7 +181,13 @@ class QuantizedTables(StackedTables):
         )
         return self.by_sample(pooled, sparse)
 
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
         """Nothing is drawn in few bits.
 
         Raises:

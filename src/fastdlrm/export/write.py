@@ -42,7 +42,7 @@ from fastdlrm.errors import DataError, ExportError
 from fastdlrm.export.calibration import fit_calibration, probabilities
 from fastdlrm.export.model import GOLDEN, MLP, TABLES, WARMUP, ExportedModel, write_rows
 from fastdlrm.export.offline import OfflineEncoder
-from fastdlrm.export.onnx_model import build_onnx_model, require_small
+from fastdlrm.export.onnx_model import build_onnx_model, require_plain, require_small
 from fastdlrm.export.precisions import other_precisions
 from fastdlrm.export.programs import build_program, machine
 from fastdlrm.export.sample_rows import draw_rows
@@ -158,6 +158,7 @@ def export(
     """
     _require_possible(options, validation, test)
     if options.onnx_model:
+        require_plain(source.config.compression)
         require_small(sum(source.model.tables.num_embeddings.values()), source.config.embedding_dim)
     try:
         with new_folder(out) as folder:

@@ -1,14 +1,25 @@
 """Config, schema and encoding -> an initialised DLRM."""
 
 import torch
+from torch import nn
 
 from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.cross import CrossInteraction, CrossVectorInteraction
+from fastdlrm.model.deep import DeepInteraction
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
-from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.factorization import FactorizationInteraction
+from fastdlrm.model.interaction import (
+    CatInteraction,
+    DotInteraction,
+    Interaction,
+    ProjectionInteraction,
+    Vectors,
+)
+from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 
@@ -41,7 +52,8 @@ def build_dlrm(
     generator = torch.Generator().manual_seed(seed)
     if tables is None:
         tables = build_tables(config, schema, encoding, table_dtype=table_dtype, device=device)
-    tables.initialise(config.init, generator, config.embedding_std)
+    draws = layout_of(config, schema, encoding).draws
+    tables.initialise(config.init, generator, config.embedding_std, draws)
     return around_tables(config, schema, tables, generator, device)
 
 
@@ -64,9 +76,12 @@ def around_tables(
     num_dense = len(schema.dense)
     bottom_mlp = None
     if num_dense:
+        widths = config.bottom_mlp
+        hidden, end = (widths, 0) if config.bottom_relu else (widths[:-1], widths[-1])
         bottom_mlp = build_mlp(
             num_dense,
-            config.bottom_mlp,
+            hidden,
+            out_features=end,
             norm=config.norm,
             dropout=config.dropout,
             generator=generator,
@@ -80,12 +95,30 @@ def around_tables(
         dropout=config.dropout,
         generator=generator,
     )
+    if interaction.is_logit:
+        _begin_as_logit(bottom_mlp, top_mlp)
     return DLRM(
         tables,
         None if bottom_mlp is None else bottom_mlp.to(device),
         interaction.to(device),
         top_mlp.to(device),
     )
+
+
+@torch.no_grad()
+def _begin_as_logit(bottom_mlp: nn.Sequential | None, top_mlp: nn.Sequential) -> None:
+    """What an interaction gives as a logit counts as it is, and linear dense features begin as 0.
+
+    Weights as `build_mlp` draws them, for a hidden layer, would be logits of several units at the
+    start, and factors so large that the tables' first steps would follow their noise. Behind a ReLU
+    a weight of 0 would stay it.
+    """
+    output = top_mlp[-1]
+    assert isinstance(output, nn.Linear)
+    output.weight[:, 0] = 1
+    if bottom_mlp is not None and isinstance(end := bottom_mlp[-1], nn.Linear):
+        end.weight.zero_()
+        end.bias.zero_()
 
 
 def build_tables(
@@ -96,7 +129,7 @@ def build_tables(
     table_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     on_host: bool = False,
-) -> EmbeddingTables:
+) -> Tables:
     """All tables in this process, not yet drawn.
 
     Args:
@@ -107,9 +140,10 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
+    layout = layout_of(config, schema, encoding)
     tables = EmbeddingTables(
-        table_sizes(schema, encoding),
-        feature_tables(schema),
+        layout.num_embeddings,
+        layout.feature_tables,
         embedding_dim=config.embedding_dim,
         pooling=config.pooling,
         dtype=table_dtype,
@@ -117,22 +151,52 @@ def build_tables(
         pin=on_host,
     )
     tables.feature_starts = tables.feature_starts.to(device)
-    return tables
-
-
-def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
-    """Rows by table, in the model's order."""
-    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
-
-
-def feature_tables(schema: Schema) -> list[str]:
-    """The table of each sparse feature, in the batch's order."""
-    return [feature.table for feature in schema.sparse]
+    return layout.wrapped(tables)
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
     """The vectors of a sample, which the interaction joins."""
     return Vectors(len(schema.sparse), config.embedding_dim, bool(schema.dense))
+
+
+def build_interaction(
+    config: ModelConfig, vectors: Vectors, generator: torch.Generator | None = None
+) -> Interaction:
+    """The interaction that a config names.
+
+    Args:
+        config: Shape of the model.
+        vectors: What is joined.
+        generator: Of its weights, on the CPU; None: they are on no device and take no memory.
+    """
+    joined = _without_deep(config, vectors, generator)
+    if not config.deep_mlp:
+        return joined
+    deep_mlp = build_mlp(
+        vectors.width,
+        config.deep_mlp,
+        norm=config.norm,
+        dropout=config.dropout,
+        generator=generator,
+    )
+    return DeepInteraction(joined, config.deep_mlp, deep_mlp)
+
+
+def _without_deep(
+    config: ModelConfig, vectors: Vectors, generator: torch.Generator | None
+) -> Interaction:
+    if config.interaction == "dot":
+        return DotInteraction(vectors, config.include_diagonal)
+    if config.interaction == "cat":
+        return CatInteraction(vectors)
+    if config.interaction == "cross":
+        return CrossInteraction(vectors, config.num_cross_layers, config.cross_rank, generator)
+    if config.interaction == "cross_vector":
+        return CrossVectorInteraction(vectors, config.num_cross_layers, generator)
+    if config.interaction == "fm":
+        return FactorizationInteraction(vectors)
+    branches = config.projection_branch1, config.projection_branch2
+    return ProjectionInteraction(vectors, branches, generator)
 
 
 def undrawn_interaction(config: ModelConfig, schema: Schema) -> Interaction:
@@ -148,6 +212,12 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     """
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
+    names = [table.name for table in schema.tables]
+    if unknown := sorted(config.compression.tables.keys() - set(names)):
+        raise ConfigError(
+            f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
+            f"{', '.join(names) or 'none'}"
+        )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "

@@ -9,6 +9,7 @@ Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows 
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,21 @@ from fastdlrm.model.config import Init, Pooling
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+
+
+class Draw(NamedTuple):
+    """How a table is drawn.
+
+    Attributes:
+        num_rows: Of the table whose vectors are wanted: itself, or one that it is a part of.
+        num_summed: Vectors that are added up to one of that table; each has its share of the
+            variance.
+        are_signs: Whether each number is 1 or -1, as likely: a factor of that table's.
+    """
+
+    num_rows: int
+    num_summed: int = 1
+    are_signs: bool = False
 
 
 class StackedTables(nn.Module):
@@ -127,7 +143,13 @@ class EmbeddingTables(StackedTables):
         self.embedding_dim = embedding_dim
 
     @torch.no_grad()
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
         """Draw the tables one by one, in order, so that stacking does not change the numbers.
 
         Args:
@@ -135,12 +157,14 @@ class EmbeddingTables(StackedTables):
             generator: On any device; a table is drawn there and copied to where it lies, so one
                 seed gives the same tables on every device.
             std: Of "normal".
+            draws: By table, where it is not drawn by its own rows.
         """
+        draws = draws or {}
         for name, rows in self.num_embeddings.items():
             table = self.table(name)
             is_there = table.device.type == generator.device.type
             drawn = table if is_there else torch.empty_like(table, device=generator.device)
-            draw_(drawn, rows, init, generator, std)
+            draw_(drawn, draws.get(name, Draw(rows)), init, generator, std)
             if not is_there:
                 table.copy_(drawn)
 
@@ -190,20 +214,21 @@ class EmbeddingTables(StackedTables):
 
 
 @torch.no_grad()
-def draw_(
-    values: Tensor, num_rows: int, init: Init, generator: torch.Generator, std: float
-) -> None:
+def draw_(values: Tensor, how: Draw, init: Init, generator: torch.Generator, std: float) -> None:
     """Fill a table, or a run of its rows, with the numbers it begins with.
 
     Args:
         values: Shape (n, D), on the generator's device.
-        num_rows: Of the whole table.
+        how: Of the whole table.
         init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
         generator: Draws row by row.
         std: Of "normal".
     """
-    if init == "reference":
-        bound = math.sqrt(1 / num_rows)
+    if how.are_signs:
+        values.uniform_(-1, 1, generator=generator)
+        values.copy_(torch.where(values < 0, -1.0, 1.0))
+    elif init == "reference":
+        bound = math.sqrt(1 / (how.num_rows * how.num_summed))
         values.uniform_(-bound, bound, generator=generator)
     else:
-        values.normal_(0, std, generator=generator)
+        values.normal_(0, std / math.sqrt(how.num_summed), generator=generator)

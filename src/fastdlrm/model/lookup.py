@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.config import Init
+from fastdlrm.model.embedding import Draw
 
 
 class RowSource(NamedTuple):
@@ -52,8 +53,14 @@ class Tables(Protocol):
         """Look up and pool a batch, shape (B, F, D)."""
         ...
 
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
-        """Draw all numbers, table by table."""
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
+        """Draw all numbers, table by table: of its own rows, or as `draws` says."""
         ...
 
     def state_tensors(self) -> dict[str, Any]:

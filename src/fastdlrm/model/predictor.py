@@ -86,7 +86,7 @@ class Predictor:
 
     def _through_top(self, joined: Tensor) -> Tensor:
         """The hidden layers of the top MLP, float32."""
-        return through(self._top, joined).float()
+        return through(self._top, joined.to(self.dtype)).float() if self._top else joined.float()
 
 
 def _widened(layer: Linear, width: int) -> Linear:

@@ -6,7 +6,7 @@ Shapes: B samples of this rank, F sparse features, D embedding dim, R rows of a 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import EmbeddingTables, draw_
+from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
@@ -68,14 +68,22 @@ class ShardedTables(nn.Module):
         return self.placement.plan.num_embeddings
 
     @torch.no_grad()
-    def initialise(self, init: Init, generator: torch.Generator, std: float = 0.01) -> None:
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
         """Draw the very numbers that `EmbeddingTables.initialise` draws, and keep this rank's.
 
         Args:
             init: See there.
             generator: On the CPU; left as it is after a whole table's numbers.
             std: See there.
+            draws: See there.
         """
+        draws = draws or {}
         plan = self.placement.plan
         D = plan.embedding_dim
         own = {table: (tensor, shard) for table, tensor, shard in self._own()}
@@ -84,7 +92,7 @@ class ShardedTables(nn.Module):
             dtype = self.placement.replicated.weight.dtype
             for start, stop in _drawn_rows(num_rows, D):
                 drawn = torch.empty(stop - start, D, dtype=dtype)
-                draw_(drawn, num_rows, init, generator, std)
+                draw_(drawn, draws.get(name, Draw(num_rows)), init, generator, std)
                 if tensor is None or shard is None:
                     continue
                 low = max(start, shard.first_row)

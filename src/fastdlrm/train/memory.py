@@ -1,7 +1,7 @@
 """What a training run will hold in memory and where, worked out before the first step.
 
-Shapes: B batch, F sparse features, N dense features, D embedding dim, R rows of all tables, L ids
-in the batch.
+Shapes: B batch, F sparse features, N dense features, D embedding dim, R rows of all tables, P
+lookups a sample.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from fastdlrm.contracts.encoding import Encoding
 from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import undrawn_interaction
+from fastdlrm.model.layout import layout_of, table_sizes
 from fastdlrm.parallel import footprint
+from fastdlrm.parallel.footprint import size_text
 from fastdlrm.parallel.topology import free_host_bytes
 from fastdlrm.train.recipe import Recipe
 
@@ -50,7 +52,8 @@ def memory_plan(
     compute: Place = "GPU" if is_gpu else "host"
     of_tables: Place = "host" if train.table_placement == "host" else compute
     D = model.embedding_dim
-    R = sum(encoding.tables[table.name].num_embeddings for table in schema.tables)
+    layout = layout_of(model, schema, encoding)
+    R, P = sum(layout.num_embeddings.values()), len(layout.feature_tables)
     N, F = len(schema.dense), len(schema.sparse)
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
     interaction = undrawn_interaction(model, schema)
@@ -60,10 +63,10 @@ def memory_plan(
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
-    kept += interaction.cost().num_kept
+    kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
-    sort = int(B * F * (per_id + per_column * D))
+    sort = int(B * P * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
         MemoryItem("tables", of_tables, R * D * footprint.TABLE_BYTES[train.table_dtype]),
@@ -116,6 +119,28 @@ def describe(items: Sequence[MemoryItem]) -> str:
             total = _gib(sum(item.num_bytes for item in here))
             lines.append(f"memory on the {place}: {total} ({parts})")
     return "\n".join(lines)
+
+
+def describe_compression(recipe: Recipe, schema: Schema, encoding: Encoding) -> list[str]:
+    """What compression leaves of the tables, in one line; none where nothing is compressed.
+
+    Args:
+        recipe: The run's config.
+        schema: Its features.
+        encoding: Sizes of the tables before compression.
+    """
+    sizes = table_sizes(schema, encoding)
+    held = layout_of(recipe.model, schema, encoding).num_embeddings
+    if held == sizes:
+        return []
+    num_compressed = len(sizes.keys() - held.keys())
+    before, after = sum(sizes.values()), sum(held.values())
+    row = recipe.model.embedding_dim * footprint.TABLE_BYTES[recipe.train.table_dtype]
+    return [
+        f"compression of {num_compressed} of {len(sizes)} tables: {after:,} rows instead of "
+        f"{before:,}, {size_text(after * row)} instead of {size_text(before * row)} "
+        f"({after / before:.1%})"
+    ]
 
 
 def _gib(num_bytes: int) -> str:

@@ -48,6 +48,7 @@ MAY_CHANGE = {
     "num_epochs",
     "max_steps",
     "early_stop_patience",
+    "target_metric_value",
     "checkpoint_every_steps",
     "keep_checkpoints",
     "device",

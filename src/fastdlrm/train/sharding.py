@@ -7,7 +7,8 @@ import torch
 
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.build import feature_tables, table_sizes
+from fastdlrm.model.layout import layout_of
+from fastdlrm.model.lookup import Tables
 from fastdlrm.parallel.measure import measure_topology
 from fastdlrm.parallel.plan import ShardingPlan, read_plan
 from fastdlrm.parallel.planner import make_plan
@@ -67,26 +68,26 @@ def shard(
             plan = make_plan(work, topology, world.size)
         else:
             plan = read_plan(path)
-            sizes = table_sizes(dataset.schema, dataset.manifest.encoding)
-            plan.require_fit(sizes, recipe.model.embedding_dim, world.size)
+            layout = layout_of(recipe.model, dataset.schema, dataset.manifest.encoding)
+            plan.require_fit(layout.num_embeddings, recipe.model.embedding_dim, world.size)
         return Sharding(plan, predict(plan, work, topology))
 
     return world.on_first(decide)
 
 
-def sharded_tables(
-    run: Run, plan: ShardingPlan, world: World, device: torch.device
-) -> ShardedTables:
+def sharded_tables(run: Run, plan: ShardingPlan, world: World, device: torch.device) -> Tables:
     """This rank's part of a run's tables, not yet drawn."""
     recipe = run.recipe
-    return ShardedTables(
+    layout = layout_of(recipe.model, run.manifest.schema, run.manifest.encoding)
+    tables = ShardedTables(
         plan,
-        feature_tables(run.manifest.schema),
+        layout.feature_tables,
         world,
         pooling=recipe.model.pooling,
         dtype=TABLE_DTYPES[recipe.train.table_dtype],
         device=device,
     )
+    return layout.wrapped(tables)
 
 
 def rank_memory(prediction: Prediction, rank: int, device: torch.device) -> list[MemoryItem]:

@@ -14,12 +14,14 @@ from fastdlrm.batch import Batch
 from fastdlrm.data.order import rank_slice
 from fastdlrm.kernels.logit_loss import LossRule
 from fastdlrm.kernels.step_scalars import with_scale
+from fastdlrm.model.compressed import CompressedTables
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
-from fastdlrm.model.lookup import Lookup
+from fastdlrm.model.lookup import Lookup, Tables
 from fastdlrm.parallel.footprint import exchange_bytes
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import ALONE, Pending, World
+from fastdlrm.train.compressed_optimizer import CompressedOptimizer
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.graph import StepGraph
@@ -65,14 +67,7 @@ class TrainStep:
             compute_dtype=torch.float32 if unfused else compute_dtype,
             width_multiple=1 if unfused else WIDTH_MULTIPLE,
         )
-        self.sparse_optimizer: SparseOptimizer | ShardedSparseOptimizer
-        if isinstance(model.tables, ShardedTables):
-            self.sparse_optimizer = ShardedSparseOptimizer(
-                config.sparse_optimizer, model.tables, exchange_dtype(config)
-            )
-        else:
-            assert isinstance(model.tables, EmbeddingTables)
-            self.sparse_optimizer = SparseOptimizer(config.sparse_optimizer, model.tables)
+        self.sparse_optimizer = _sparse_optimizer(model.tables, config, world)
         # What of the gradient is known before the bottom MLP's backward pass, and the rest.
         self._early = self.dense_optimizer.gradient_of("interaction.", "top_mlp.")
         self._late = self.dense_optimizer.gradient_of("bottom_mlp.")
@@ -203,6 +198,20 @@ class TrainStep:
         """The factor that scales all gradients together to the largest norm allowed."""
         squares = self.sparse_optimizer.squared_norm() + self.dense_optimizer.squared_norm()
         return (self._config.gradient_clip_norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+
+
+def _sparse_optimizer(
+    tables: Tables, config: TrainConfig, world: World
+) -> SparseOptimizer | ShardedSparseOptimizer | CompressedOptimizer:
+    """What looks up and trains tables of this kind."""
+    if isinstance(tables, CompressedTables):
+        inner = _sparse_optimizer(tables.tables, config, world)
+        assert not isinstance(inner, CompressedOptimizer)
+        return CompressedOptimizer(tables.compression, inner, world)
+    if isinstance(tables, ShardedTables):
+        return ShardedSparseOptimizer(config.sparse_optimizer, tables, exchange_dtype(config))
+    assert isinstance(tables, EmbeddingTables)
+    return SparseOptimizer(config.sparse_optimizer, tables)
 
 
 def _micro_batches(counts: Sequence[int], num_parts: int) -> list[list[range]]:

@@ -13,6 +13,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import require_fit, undrawn_interaction
 from fastdlrm.model.interaction import Interaction
+from fastdlrm.model.layout import Layout, layout_of
 from fastdlrm.parallel.workload import Feature, Workload
 from fastdlrm.parallel.workload import Interaction as JointWork
 from fastdlrm.train.recipe import Recipe
@@ -56,18 +57,10 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
     """
     train, model = recipe.train, recipe.model
     N, interaction = len(schema.dense), undrawn_interaction(model, schema)
-    bags = zip(schema.sparse, _ids_by_feature(sample), strict=True)
+    layout = layout_of(model, schema, encoding)
     return Workload(
-        num_embeddings={t.name: encoding.tables[t.name].num_embeddings for t in schema.tables},
-        features=tuple(
-            Feature(
-                table=feature.table,
-                ids_per_sample=len(ids) / sample.num_samples,
-                is_bag=feature.bag,
-                shares=shares_of(ids),
-            )
-            for feature, ids in bags
-        ),
+        num_embeddings=layout.num_embeddings,
+        features=_features(layout, schema, sample),
         embedding_dim=model.embedding_dim,
         bottom_mlp=(N, *model.bottom_mlp) if N else (),
         top_mlp=(interaction.width, *model.top_mlp, 1),
@@ -78,6 +71,24 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         exchange_dtype=train.exchange_dtype,
         dense_optimizer=train.dense_optimizer.name,
         sparse_optimizer=train.sparse_optimizer.name,
+    )
+
+
+def _features(layout: Layout, schema: Schema, sample: SparseBatch) -> tuple[Feature, ...]:
+    """What is looked up: the sparse features, or their parts where tables are compressed.
+
+    A bag whose ids are looked up one by one counts as a bag all the same.
+    """
+    B, is_bag = sample.num_samples, [feature.bag for feature in schema.sparse]
+    if layout.compression is not None:
+        sample, is_bag = (
+            layout.compression.lower(sample).sparse,
+            layout.compression.of_parts(is_bag),
+        )
+    looked_up = zip(layout.feature_tables, _ids_by_feature(sample), is_bag, strict=True)
+    return tuple(
+        Feature(table=table, ids_per_sample=len(ids) / B, is_bag=bag, shares=shares_of(ids))
+        for table, ids, bag in looked_up
     )
 
 

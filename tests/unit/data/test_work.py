@@ -1,7 +1,9 @@
 """The work folder beside the dataset to be."""
 
+import fcntl
 import logging
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,13 +53,31 @@ def test_what_is_finished_is_kept_after_an_error(
         assert (again / "file").exists()
 
 
+def test_a_signal_before_the_folder_is_held_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, calls = fcntl.flock, []
+
+    def interrupted_once(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted_once)
+    with pytest.raises(KeyboardInterrupt), work_folder(tmp_path / "out"):
+        pytest.fail("entered")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_process_holds_it(tmp_path: Path) -> None:
     with (
-        work_folder(tmp_path / "out"),
+        work_folder(tmp_path / "out") as work,
         pytest.raises(DataError, match=r"out: another prepare is making it; wait, or name another"),
         work_folder(tmp_path / "out"),
     ):
         pytest.fail("entered")
+    assert work.exists()
 
 
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize("interaction", ["dot_self", "cat", "cross", "projection"])
+@pytest.mark.parametrize("interaction", ["dot_self", "cat", "cross", "projection", "fm", "dcn"])
 @pytest.mark.parametrize("kind", COMPILED)
 def test_every_interaction_compiles(kind, interaction, tmp_path):
     """`build_program` compares it with the model, and rows with the same rows in other batches."""

@@ -1,0 +1,106 @@
+"""What lies in memory for the tables of a dataset."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from fastdlrm.contracts.encoding import Encoding
+from fastdlrm.contracts.schema import Schema
+from fastdlrm.errors import ConfigError
+from fastdlrm.model.composition import Composition, hashed, plain, quotient_remainder
+from fastdlrm.model.compressed import CompressedTables, Compression
+from fastdlrm.model.compression_config import (
+    CompressionConfig,
+    HashCompression,
+    NoCompression,
+    QuotientRemainder,
+)
+from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.embedding import Draw
+from fastdlrm.model.lookup import Tables
+
+
+class Layout(NamedTuple):
+    """Tables in memory.
+
+    Attributes:
+        num_embeddings: Rows by table, in order.
+        feature_tables: The table of each feature that is looked up: of each sparse feature, or of
+            each part of one whose table is compressed.
+        draws: How tables that stand for others begin.
+        compression: Between the model's features and these; None where there is nothing between.
+    """
+
+    num_embeddings: dict[str, int]
+    feature_tables: list[str]
+    draws: Mapping[str, Draw]
+    compression: Compression | None
+
+    def wrapped(self, tables: Tables) -> Tables:
+        """Tables in memory as the model calls them."""
+        if self.compression is None:
+            return tables
+        return CompressedTables(tables, self.compression)
+
+
+def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout:
+    """Lay out the tables.
+
+    Args:
+        config: Says which are compressed.
+        schema: The features.
+        encoding: Sizes of their tables.
+
+    Raises:
+        ConfigError: A table is to be compressed to as many rows or more, or its name is taken.
+    """
+    sizes = table_sizes(schema, encoding)
+    tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
+    rows: dict[str, int] = {}
+    draws: dict[str, Draw] = {}
+    for name, table in tables.items():
+        if taken := sorted((rows.keys() | sizes.keys() - {name}) & table.num_embeddings.keys()):
+            raise ConfigError(
+                f"model.compression: table {name!r} would lie in {taken[0]!r}, which is another "
+                "table's name; rename one of them in [data]"
+            )
+        rows |= table.num_embeddings
+        draws |= table.draws
+    features = [tables[feature.table] for feature in schema.sparse]
+    is_plain = rows == sizes or not features
+    return Layout(
+        rows,
+        [part for feature in features for part in feature.parts],
+        draws,
+        None if is_plain else Compression(features, config.pooling),
+    )
+
+
+def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
+    """Rows by table as the dataset has them, an id each, in the model's order."""
+    return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
+
+
+def _composition(config: CompressionConfig, table: str, num_ids: int) -> Composition:
+    """How a table is held.
+
+    Raises:
+        ConfigError: It is named in the config, and would not become smaller.
+    """
+    named = config.tables.get(table)
+    is_small = named is None and num_ids <= config.threshold_rows
+    kind = NoCompression() if is_small else named or config.default
+    if isinstance(kind, HashCompression):
+        made = hashed(table, num_ids, kind.num_rows, kind.num_hashes)
+    elif isinstance(kind, QuotientRemainder):
+        made = quotient_remainder(table, num_ids, kind.num_collisions, kind.operation)
+    else:
+        return plain(table, num_ids)
+    num_rows = sum(made.num_embeddings.values())
+    if num_rows < num_ids:
+        return made
+    if named is None:
+        return plain(table, num_ids)
+    raise ConfigError(
+        f"model.compression.tables.{table}: {num_rows} rows for a table of {num_ids}; lower "
+        "num_rows, choose another num_collisions, or set kind = 'none'"
+    )
