@@ -4,7 +4,7 @@
     python benchmarks/run_study.py --only rmc1 --only rmc2-batch --out TRIAL --minutes 14
 
 Each run leaves OUT/bench-cpu-PRESET-SUBCOMMAND[-VARIANT].json; at the end `fastdlrm bench compare`
-says what wider layers cost RMC1, and `fastdlrm report` draws all that lies there to
+says what more threads bring RMC1, and `fastdlrm report` draws all that lies there to
 OUT/report-cpu.html. Runs follow one another: they are timings. Tables are as short as the scale
 beside each preset makes them, and the scale stands in every result.
 """
@@ -76,12 +76,14 @@ SUBCOMMANDS = ("operators", "colocate", "latency-bounded", "batch", "roofline")
 VARIANTS = (
     ("rmc1", "operators", "wide", ("--set", "model.top_mlp=[1024,256]")),
     ("rmc1", "operators", "wider", ("--set", "model.top_mlp=[4096,1024]")),
+    ("rmc1", "batch", "1-thread", ("--threads", "1")),
     ("rmc1", "latency-bounded", "strict", ("--sla-ms", "30")),
     ("rmc3", "latency-bounded", "strict", ("--sla", "low")),
 )
-"""Preset, sub-command, what the file's name adds, options: what two of the papers' figures vary."""
-COMPARED = ("rmc1-operators", "rmc1-operators-wide", "rmc1-operators-wider")
-"""The first is what the others are compared to."""
+"""Preset, sub-command, what the file's name adds, options: what the papers' figures vary, and
+what is compared."""
+COMPARED = ("rmc1-batch-1-thread", "rmc1-batch")
+"""The second to the first."""
 
 
 @dataclass(frozen=True)
