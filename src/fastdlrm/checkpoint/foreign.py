@@ -130,6 +130,8 @@ class ForeignWeights:
             "bottom_mlp": bottom,
             "top_mlp": self._widths("top_mlp", self.depths.top)[:-1],
             "pooling": "sum",
+            "table_pooling": {},
+            "weighted_pooling": "none",
             "norm": "none",
             "include_diagonal": False,
             "num_cross_layers": self.depths.cross,
@@ -281,7 +283,7 @@ def foreign_state(
     Raises:
         CheckpointError: The other program has no such model.
     """
-    _require_exportable(config, naming)
+    _require_exportable(config, schema, naming)
     parts = parts_of(model, schema, naming)
     tables = [f"t_{name}" for name in tables_in_order(schema, naming)]
     depths = depths_of(list(parts), tables)
@@ -296,7 +298,7 @@ def foreign_state(
     return {name: parts[part].detach() for part, name in names.items()}
 
 
-def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
+def _require_exportable(config: ModelConfig, schema: Schema, naming: NamingName) -> None:
     """Check that a program of that naming has such a model."""
     kinds = ("dot", "cat") if naming == "reference" else ("dot", "cross", "projection")
     other = {"reference": "torchrec", "torchrec": "reference"}[naming]
@@ -311,7 +313,12 @@ def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
                 f"table {table!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
                 f"{naming} takes tables of embedding_dim columns alone"
             )
-    wanted: dict[str, Any] = {"pooling": "sum", "norm": "none"}
+    for table in schema.tables:
+        if (rule := config.table_pooling.get(table.name, config.pooling)) != "sum":
+            raise CheckpointError(
+                f"table {table.name!r}: model.pooling is {rule!r}; {naming} knows 'sum' alone"
+            )
+    wanted: dict[str, Any] = {"norm": "none"}
     if naming == "torchrec":
         wanted["include_diagonal"] = False
     for key, value in wanted.items():

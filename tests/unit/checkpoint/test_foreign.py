@@ -251,6 +251,25 @@ def test_a_width_of_two_interactions_is_the_configs(tmp_path, asked, found):
         weights.model_config(wanted, SCHEMA)
 
 
+def test_rows_go_out_times_their_learned_weights_and_come_in_without(tmp_path):
+    source = make_model(CONFIGS["dot"], SCHEMA, ROWS)
+    source.tables.learn_weights()
+    with torch.no_grad():
+        source.tables.pooling_weight.copy_(torch.linspace(-1, 2, sum(ROWS.values())))
+    with pytest.raises(CheckpointError, match=r"the model has 'pooling_weights.a', for which"):
+        foreign_state(source, CONFIGS["dot"], SCHEMA, "reference")
+    expected = source.tables.table("b") * source.tables.pooling_weights()["b"][:, None]
+    source.tables.fold_weights()
+    state = foreign_state(source, CONFIGS["dot"], SCHEMA, "reference")
+    assert torch.equal(state["emb_l.1.weight"], expected)
+    wanted = msgspec.structs.replace(
+        WANTED, weighted_pooling="learned", pooling="mean", table_pooling={"a": "mean"}
+    )
+    model, found = filled(saved(state, tmp_path), SCHEMA, ROWS, wanted)
+    assert (found.weighted_pooling, found.pooling, found.table_pooling) == ("none", "sum", {})
+    assert torch.equal(model.tables.table("b"), expected)
+
+
 WAS = "has shape {}, expected is {} by"
 
 
@@ -362,6 +381,11 @@ def test_tables_in_another_order_are_refused(tmp_path):
             "reference",
             make_config(table_dims={"a": 2, "b": 4}),
             "table 'a' has 2 of 4 columns (model.table_dims); reference takes tables of",
+        ),
+        (
+            "torchrec",
+            make_config(table_pooling={"b": "mean"}),
+            "table 'b': model.pooling is 'mean'; torchrec knows 'sum' alone",
         ),
         ("torchrec", make_config(norm="layer"), "model.norm is 'layer'; torchrec knows 'none'"),
         ("torchrec", ModelConfig(embedding_dim=4, bottom_mlp=(4,), top_mlp=()), "top_mlp is empty"),
