@@ -25,6 +25,7 @@ class Layout(NamedTuple):
     Attributes:
         num_embeddings: Rows by table, in order.
         dims: Columns d by table.
+        embedding_dim: D, the most columns.
         feature_tables: The table of each feature that is looked up: of each sparse feature, or of
             each part of one whose table is compressed.
         draws: How tables that stand for others begin.
@@ -33,9 +34,15 @@ class Layout(NamedTuple):
 
     num_embeddings: dict[str, int]
     dims: dict[str, int]
+    embedding_dim: int
     feature_tables: list[str]
     draws: Mapping[str, Draw]
     compression: Compression | None
+
+    @property
+    def narrow_dims(self) -> dict[str, int]:
+        """Columns of the tables that have fewer than D."""
+        return {table: dim for table, dim in self.dims.items() if dim < self.embedding_dim}
 
     @property
     def num_numbers(self) -> int:
@@ -92,6 +99,7 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
     return Layout(
         rows,
         dims,
+        D,
         [part for feature in features for part in feature.parts],
         draws,
         None if is_plain else Compression(features, config.pooling),

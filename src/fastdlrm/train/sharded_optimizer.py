@@ -182,7 +182,7 @@ class ShardedSparseOptimizer:
         return {**named, "num_steps": self._num_steps}
 
     def _mean_squares(self, scalars: Tensor) -> list[Tensor | None]:
-        """For each stack, the mean of each read row's squared gradient over all D columns."""
+        """For each stack, the mean of each read row's squared gradient over all columns."""
         assert self._column_sums is not None
         scale = StepScalars(*scalars.tolist()).gradient_scale
         parts: dict[str, Tensor] = {}
@@ -197,9 +197,9 @@ class ShardedSparseOptimizer:
                 squares = values.float().square().sum(1)
                 parts |= _by_table(group.tables, gradient.rows, squares)
         totals = self._column_sums(parts, self._tables.placement.replicated.weight)
-        D = self._tables.placement.plan.embedding_dim
+        plan = self._tables.placement.plan
         return [
-            torch.cat([totals[table] for table in group.tables.num_embeddings]) / D
+            torch.cat([totals[table] / plan.dim_of(table) for table in group.tables.num_embeddings])
             if group.tables.num_embeddings
             else None
             for group in self._tables.placement.groups

@@ -69,7 +69,8 @@ def shard(
         else:
             plan = read_plan(path)
             layout = layout_of(recipe.model, dataset.schema, dataset.manifest.encoding)
-            plan.require_fit(layout.num_embeddings, recipe.model.embedding_dim, world.size)
+            D = recipe.model.embedding_dim
+            plan.require_fit(layout.num_embeddings, D, world.size, layout.narrow_dims)
         return Sharding(plan, predict(plan, work, topology))
 
     return world.on_first(decide)

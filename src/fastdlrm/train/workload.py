@@ -62,6 +62,7 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         num_embeddings=layout.num_embeddings,
         features=_features(layout, schema, sample),
         embedding_dim=model.embedding_dim,
+        table_dims=layout.narrow_dims,
         bottom_mlp=(N, *model.bottom_mlp) if N else (),
         top_mlp=(interaction.width, *model.top_mlp, 1),
         interaction=joint_work(interaction),
