@@ -1,7 +1,6 @@
-"""Compressed tables through the whole house, and bags of them on two ranks."""
+"""Compressed tables on two ranks, bags of them too."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,20 +13,11 @@ from fastdlrm.parallel.plan import ShardingPlan, column_wise, data_parallel, row
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import World
 from fastdlrm.train.step import TrainStep
-from tests.builders import tiny_dataset
 from tests.compression import make_compressed
 from tests.dist.ranks import Ranks
-from tests.dist.test_interactions import go_the_whole_way
 from tests.dist.training import own_part, whole
 from tests.training import DIM, FEATURES, TABLES, bags, make_config, make_model, single_ids, take
 
-KEYS = (
-    "model.dropout=0.0",
-    "model.compression={threshold_rows = 50, default = {kind = 'quotient_remainder'}, tables = {"
-    "C1 = {kind = 'hash', num_rows = 60}, "
-    "C2 = {kind = 'quotient_remainder', operation = 'concat'}, "
-    "C5 = {kind = 'quotient_remainder', operation = 'add', num_collisions = 10}}}",
-)
 KINDS = ({"a": "mult", "b": "hash"}, {"a": "concat", "b": "plain"})
 BATCHES = {
     "single": lambda: [single_ids(k) for k in range(3)],
@@ -35,14 +25,6 @@ BATCHES = {
     "bags": lambda: [bags(1, is_weighted=True), bags(2, is_weighted=True, num_samples=31)]
     + [bags(3, is_weighted=True, num_samples=1)],
 }
-
-
-def test_the_whole_way(ranks: Ranks, tmp_path: Path) -> None:
-    data = tiny_dataset(tmp_path / "data", 3000).folder
-    names = go_the_whole_way(KEYS, ranks, data, tmp_path)
-    held = {name.split(".")[-1] for name in names if name.startswith("tables.")}
-    assert {"hash", "quotient", "remainder", "C6"} <= held
-    assert (names["tables.C2.quotient"].shape[1], names["tables.C8.quotient"].shape[1]) == (2, 4)
 
 
 def train(given: list[Batch], kinds: Mapping[str, str]) -> tuple[Tensor, dict[str, object], Tensor]:

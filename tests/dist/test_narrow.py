@@ -1,15 +1,10 @@
 """Tables of several widths on two ranks: they learn what one process learns."""
 
-from pathlib import Path
-
-import pytest
 import torch
 
 from fastdlrm.batch import Batch
 from fastdlrm.train.step import TrainStep
-from tests.builders import tiny_dataset
 from tests.dist.ranks import Ranks
-from tests.dist.test_interactions import go_the_whole_way
 from tests.dist.training import Case, make_plan, train_all, whole
 from tests.training import (
     DIM,
@@ -65,11 +60,3 @@ def test_two_ranks_learn_what_one_does(ranks: Ranks) -> None:
             torch.testing.assert_close(
                 found[name].to(tensor.dtype), tensor, rtol=1e-4, atol=1e-5, msg=f"{spec}: {name}"
             )
-
-
-def test_the_whole_way(ranks: Ranks, tmp_path: Path) -> None:
-    data = tiny_dataset(tmp_path / "data", 3000).folder
-    keys = ("model.dropout=0.0", "model.table_dims={C1=3, C2=2, C5=1}")
-    tensors = go_the_whole_way(keys, ranks, data, tmp_path)
-    dims = {n.removeprefix("tables."): t.shape[1] for n, t in tensors.items() if "tables." in n}
-    assert dims == {"C1": 3, "C2": 2, "C5": 1, "C6": 4, "C8": 4, "C9": 4}

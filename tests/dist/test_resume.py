@@ -23,6 +23,7 @@ from fastdlrm.parallel.plan import (
 )
 from fastdlrm.parallel.world import World
 from fastdlrm.train import matmul
+from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import shard
 from fastdlrm.train.trainer import Progress, Trainer
@@ -73,9 +74,11 @@ def mixed_plan(config: ModelConfig, dataset: Dataset, num_ranks: int, shift: int
     )
 
 
-def train_part(folder: Path, data: Path, stop: int | None, shift: int, *settings: str) -> None:
+def train_part(
+    folder: Path, data: Path, stop: int | None, shift: int, recipe: Recipe | None = None
+) -> None:
     """Create a run or go on with it, to its end or until a signal at a step."""
-    recipe, dataset = tiny_recipe(*SETTINGS, *settings), Dataset.open(data)
+    recipe, dataset = recipe or tiny_recipe(*SETTINGS), Dataset.open(data)
 
     def interrupt(progress: Progress) -> None:
         if progress.step == stop:
@@ -117,11 +120,11 @@ def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: P
 
 def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
-    settings = ("model.dropout=0.0",)
+    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0")
     for size, stop in ((4, 8), (2, 16)):
-        ranks.run(train_part, size, tmp_path / "parts", data, stop, size, *settings)
-    train_part(tmp_path / "parts", data, None, 0, *settings)
-    train_part(tmp_path / "one", data, None, 0, *settings)
+        ranks.run(train_part, size, tmp_path / "parts", data, stop, size, recipe)
+    train_part(tmp_path / "parts", data, None, 0, recipe)
+    train_part(tmp_path / "one", data, None, 0, recipe)
     (found, lines), (expected, expected_lines) = (
         outcome(tmp_path / name) for name in ("parts", "one")
     )

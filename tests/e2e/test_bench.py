@@ -137,9 +137,11 @@ def test_latency_bounded(tmp_path, model, mode):
     out = tmp_path / "l.json"
     # The reference's window of 64 at gaps of 20 ms is 1.3 s: 24 of them are long, one B of them.
     sizes = "fixed:16" if mode == "search" else "fixed:2"
+    offload = ("--offload-device", "cpu", "--offload", 16) if mode == "search" else ()
     text = fastdlrm(
         *("bench", "latency-bounded", "--model", model, "--quick", "--seconds", 0.3, *LOOSE),
-        *("--sizes", sizes, "--batches", 16, "--mode", mode, "--no-sweep", "--out", out),
+        *("--sizes", sizes, "--batches", 16, "--mode", mode, "--no-sweep", *offload),
+        *("--out", out),
     )
     found = read_result(out).latency_bounded
     assert found.mode == mode
@@ -159,6 +161,11 @@ def test_latency_bounded(tmp_path, model, mode):
     if mode == "search":
         assert found.static == 16
         assert f"static B {found.static}" in text
+        (rung,) = found.offload.rungs
+        assert (rung.rows, rung.offload_min_rows) == (found.tuned, 16)
+        assert found.offload.tuned in (0, 16)
+        assert found.offload.queries_share == (1.0 if found.offload.tuned else 0.0)
+        assert "queries from a size on whole to a worker on cpu" in text
 
 
 def test_latency_bounded_needs_an_sla(tmp_path):

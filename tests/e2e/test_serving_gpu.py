@@ -77,3 +77,15 @@ def test_a_killed_worker_comes_back(exported, server):
         time.sleep(0.05)
     assert np.abs(scores_of(answer) - scores).max() <= TOLERANCE
     assert server.metric("fastdlrm_worker_restarts", model=MODEL) == 1
+
+
+def test_large_queries_are_offloaded(exported, tmp_path):
+    columns, scores = exported.golden()
+    half = len(scores) // 2
+    flags = ("--workers", "1", "--set", f"offload.min_rows={half}")
+    with served(exported.models, tmp_path / "log", *flags) as running:
+        assert running.metric("fastdlrm_workers", model=MODEL) == 2
+        whole = scores_of(running.infer(columns_body(columns)))
+        assert np.abs(whole - scores).max() <= TOLERANCE
+        few = scores_of(running.infer(columns_body(rows_of(columns, 0, half - 1))))
+        assert np.array_equal(few, scores[: half - 1])  # by the CPU, in every bit

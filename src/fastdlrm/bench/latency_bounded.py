@@ -1,7 +1,8 @@
 """Latency-bounded throughput of the project's server, each B on a server of its own.
 
 The rate at which the tail latency keeps the SLA is searched for each B; a hill climb from the
-static choice, the largest query dealt out to all workers, chooses one.
+static choice, the largest query dealt out to all workers, chooses one. At that B a second climb
+chooses the size from which on queries go whole to a worker on another device, if one is named.
 
 Source: Gupta et al. 2020, DeepRecSys, arXiv:2001.02772.
 """
@@ -20,10 +21,10 @@ from fastdlrm.bench.measure import summarise
 from fastdlrm.bench.models import BenchModel
 from fastdlrm.bench.result import result_of, start
 from fastdlrm.bench.server_process import server_process
-from fastdlrm.bench.service_times import ceiling_qps, service_times
-from fastdlrm.bench.study import Study, conclude, notes_of
+from fastdlrm.bench.service_times import ceiling_qps, medians, service_times
+from fastdlrm.bench.study import NO_OFFLOAD, Study, conclude, conclude_offload, notes_of
 from fastdlrm.contracts.bench_result import BenchResult, Effort, Measurement
-from fastdlrm.contracts.latency_bounded import Probe, Rung, Update
+from fastdlrm.contracts.latency_bounded import OffloadStudy, Probe, Rung, Update
 from fastdlrm.load.plan import Plan
 from fastdlrm.load.reference import ReferenceOptions, reference_search
 from fastdlrm.load.search import FIRST_SHARE, MAX_PROBE_S, OVER_ALLOWED, STEP, search
@@ -72,7 +73,8 @@ def bench_latency_bounded(
         climb = runner.climb()
         for rows in study.rungs if study.sweep else ():
             runner.rung(rows)
-    found = conclude(study, climb, runner.rungs)
+        offload = runner.offload(climb.best) if study.offload_device else None
+    found = conclude(study, climb, runner.rungs, offload)
     result = result_of(
         "latency-bounded",
         model,
@@ -82,7 +84,9 @@ def bench_latency_bounded(
         settings=msgspec.to_builtins(study),
         measurements=[
             *runner.service.values(),
+            *runner.offload_service.values(),
             *(_measurement(rung, study) for rung in runner.rungs),
+            *(_measurement(rung, study) for rung in (offload.rungs if offload else ())),
         ],
         notes=notes_of(found),
     )
@@ -99,12 +103,18 @@ class _Runner:
         self._sizes = many_sizes(study.sizes, study.seed)
         points = sorted({1, *study.rungs, int(self._sizes.max())})
         self.service = service_times(model, folder / "model", points)
-        self._found: dict[int, Rung] = {}
+        self.offload_service: dict[int, Measurement] = {}
+        if study.offload_device:
+            points = sorted({1, *study.offload_ladder, int(self._sizes.max())})
+            self.offload_service = service_times(
+                model, folder / "model", points, device=study.offload_device
+            )
+        self._found: dict[tuple[int, int], Rung] = {}
 
     @property
     def rungs(self) -> list[Rung]:
-        """Those measured, B ascending."""
-        return [self._found[rows] for rows in sorted(self._found)]
+        """Those measured without offloading, B ascending."""
+        return [rung for key, rung in sorted(self._found.items()) if key[1] == NO_OFFLOAD]
 
     def climb(self) -> Climb:
         """From the static choice, or down all of the ladder as the repository does."""
@@ -112,27 +122,43 @@ class _Runner:
         first = rungs[-1] if is_reference else self._study.static
         return hill_climb(rungs, first, lambda rows: median(self.rung(rows).rates))
 
-    def rung(self, rows: int) -> Rung:
-        """Rates of B = `rows`."""
-        if rows not in self._found:
+    def offload(self, rows: int) -> OffloadStudy:
+        """Down from no offloading, at B = `rows`."""
+        ladder = (*sorted(self._study.offload_ladder), NO_OFFLOAD)
+        climb = hill_climb(ladder, NO_OFFLOAD, lambda at: median(self.rung(rows, at).rates))
+        for at in ladder if self._study.sweep else ():
+            self.rung(rows, at)
+        found = {at: self._found[B, at] for B, at in sorted(self._found) if rows == B}
+        none = found.pop(NO_OFFLOAD)
+        return conclude_offload(self._study, climb, none, list(found.values()))
+
+    def rung(self, rows: int, offload_from: int = NO_OFFLOAD) -> Rung:
+        """Rates of B = `rows`, with queries offloaded from a size on."""
+        if (rows, offload_from) not in self._found:
             deadline_ms = min(max(10 * self._study.sla_ms, LEAST_DEADLINE_MS), MOST_DEADLINE_MS)
-            overrides = (
+            overrides = [
                 *SERVER,
                 f"limits.default_timeout_ms={deadline_ms}",
                 f"workers.count={self._study.workers}",
                 f"batching.max_batch_rows={rows}",
-            )
+            ]
+            if offload_from != NO_OFFLOAD:
+                device = self._study.offload_device
+                overrides += [f"offload.min_rows={offload_from}", f"offload.device={device}"]
             with server_process(self._folder / "model", self._folder / "log", overrides) as url:
-                is_reference = self._study.mode == "reference"
-                self._found[rows] = (self._reference if is_reference else self._search)(url, rows)
-        return self._found[rows]
+                if self._study.mode == "reference":
+                    found = self._reference(url, rows)
+                else:
+                    found = self._search(url, rows, offload_from)
+                self._found[rows, offload_from] = found
+        return self._found[rows, offload_from]
 
-    def _search(self, url: str, rows: int) -> Rung:
+    def _search(self, url: str, rows: int, offload_from: int) -> Rung:
         study, effort = self._study, self._effort
         found = search(
             self._plan(
                 url,
-                rate=self._first_rate(rows),
+                rate=self._first_rate(rows, offload_from),
                 duration_s=effort.seconds,
                 warmup_s=effort.warmup_s if study.is_quick else None,
                 drain_s=max(1.0 if study.is_quick else 5.0, 2e-3 * study.sla_ms),
@@ -146,9 +172,10 @@ class _Runner:
         )
         return Rung(
             rows=rows,
+            offload_min_rows=0 if offload_from == NO_OFFLOAD else offload_from,
             rates=found.repeats,
             samples_per_s=found.samples_per_s_at_sla,
-            ceiling_qps=self._ceiling(rows),
+            ceiling_qps=self._ceiling(rows, offload_from),
             probes=found.probes,
             invalid=found.invalid,
         )
@@ -184,13 +211,27 @@ class _Runner:
             **{"seed": study.seed, **more},
         )
 
-    def _ceiling(self, rows: int) -> float:
-        times = {size: found.summary.median for size, found in self.service.items()}
-        return ceiling_qps(times, self._sizes, rows, self._study.workers)
+    def _ceiling(self, rows: int, offload_from: int = NO_OFFLOAD) -> float:
+        """Of the workers, and of the one that takes the offloaded queries, the lower."""
+        is_large = self._sizes >= offload_from
+        share = float(is_large.mean())
+        bounds = []
+        if share < 1:
+            of_workers = ceiling_qps(
+                medians(self.service), self._sizes[~is_large], rows, self._study.workers
+            )
+            bounds.append(of_workers / (1 - share))
+        if share:
+            largest = int(self._sizes.max())
+            offloaded = ceiling_qps(
+                medians(self.offload_service), self._sizes[is_large], largest, num_workers=1
+            )
+            bounds.append(offloaded / share)
+        return min(bounds)
 
-    def _first_rate(self, rows: int) -> float:
+    def _first_rate(self, rows: int, offload_from: int) -> float:
         """Where a search starts: a little below what the last B makes likely."""
-        ceiling = self._ceiling(rows)
+        ceiling = self._ceiling(rows, offload_from)
         share = 0.0
         if self._found:
             last = list(self._found.values())[-1]
@@ -207,6 +248,7 @@ def _measurement(rung: Rung, study: Study) -> Measurement:
             "sizes": study.sizes,
             "workers": str(study.workers),
             "B": str(rung.rows),
+            **({"offloaded from": str(rung.offload_min_rows)} if rung.offload_min_rows else {}),
         },
         unit="queries/s",
         rounds=rounds,

@@ -28,7 +28,11 @@ Inputs = dict[str, WireTensor]
 
 
 def service_times(
-    model: BenchModel, folder: Path, batch_sizes: Sequence[int], effort: Effort = EFFORT
+    model: BenchModel,
+    folder: Path,
+    batch_sizes: Sequence[int],
+    effort: Effort = EFFORT,
+    device: str = "cpu",
 ) -> dict[int, Measurement]:
     """Time the exported model on one thread, from a request's inputs to scores, as a worker does.
 
@@ -37,11 +41,12 @@ def service_times(
         folder: The model, exported.
         batch_sizes: B.
         effort: How long.
+        device: Where it computes.
 
     Returns:
         By B.
     """
-    exported = ExportedModel.load(folder, check=False)
+    exported = ExportedModel.load(folder, device=device, check=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -49,13 +54,20 @@ def service_times(
             partial(_score, exported, B, [inputs_of(x) for x in model.batches(B, NUM_BATCHES)])
             for B in batch_sizes
         ]
-        timed = measure(calls, model.device, effort)
+        timed = measure(calls, torch.device(device), effort)
     finally:
         torch.set_num_threads(threads)
     return {
-        B: measurement({"measured": "service time", "B": str(B)}, found, num_rows=B)
+        B: measurement(
+            {"measured": "service time", "device": device, "B": str(B)}, found, num_rows=B
+        )
         for B, found in zip(batch_sizes, timed, strict=True)
     }
+
+
+def medians(service: Mapping[int, Measurement]) -> dict[int, float]:
+    """Milliseconds by B."""
+    return {rows: found.summary.median for rows, found in service.items()}
 
 
 def ceiling_qps(

@@ -10,7 +10,7 @@ import msgspec
 
 from fastdlrm.bench.hill_climb import Climb, static_rows
 from fastdlrm.contracts.bench_result import Effort
-from fastdlrm.contracts.latency_bounded import LatencyBounded, Mode, Rung
+from fastdlrm.contracts.latency_bounded import LatencyBounded, Mode, OffloadStudy, Rung
 from fastdlrm.errors import ConfigError
 from fastdlrm.load.sizes import many_sizes
 
@@ -21,6 +21,10 @@ FULL = Effort(warmup_s=5.0, seconds=30.0, spread=0.02, min_samples=0, num_rounds
 QUICK = Effort(warmup_s=0.5, seconds=2.0, spread=0.1, min_samples=0, num_rounds=1)
 """Of a probe: warm-up, seconds; of a search: tolerance; seeds."""
 LADDER = (16, 32, 64, 128, 256, 512, 1024)
+OFFLOAD_LADDER = (96, 128, 192, 256, 384, 512)
+QUICK_OFFLOAD_LADDER = (256,)
+NO_OFFLOAD = 1 << 30
+"""A threshold above all sizes: the top of a ladder."""
 QUICK_LADDER = (64, 1024)
 REFERENCE_LADDER = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Of the repository, which goes down it."""
@@ -31,6 +35,11 @@ def ladder_of(mode: str, is_quick: bool) -> tuple[int, ...]:
     if is_quick:
         return QUICK_LADDER
     return REFERENCE_LADDER if mode == "reference" else LADDER
+
+
+def offload_ladder_of(is_quick: bool) -> tuple[int, ...]:
+    """Thresholds that are tried unless others are named."""
+    return QUICK_OFFLOAD_LADDER if is_quick else OFFLOAD_LADDER
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +56,10 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     percentile: float = 95.0
     ladder: tuple[int, ...] = LADDER
     """Values of B to try; the static choice joins them."""
+    offload_device: str = ""
+    """Where large queries go whole, once B is chosen; empty: nowhere."""
+    offload_ladder: tuple[int, ...] = OFFLOAD_LADDER
+    """Sizes of queries from which on they go there, to try."""
     mode: Mode = "search"
     sweep: bool = True
     """Whether all of the ladder is measured, or what the climb visits."""
@@ -62,6 +75,11 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"--mode reference with --percentile {self.percentile:g}: it takes the 95th of "
                 "every 64 queries"
+            )
+        if self.offload_device and self.mode == "reference":
+            raise ConfigError(
+                "--offload-device with --mode reference: the repository models its accelerator; "
+                "leave one of them out"
             )
         if self.workers < 1 or not self.sla_ms > 0:
             raise ConfigError(
@@ -103,13 +121,20 @@ def sla_of(model: str, preset_ms: float | None, level: str) -> float:
     return preset_ms * LEVELS[level]
 
 
-def conclude(study: Study, climb: Climb, rungs: Sequence[Rung]) -> LatencyBounded:
+def conclude(
+    study: Study,
+    climb: Climb,
+    rungs: Sequence[Rung],
+    offload: OffloadStudy | None = None,
+) -> LatencyBounded:
     """What the rates say.
 
     Args:
         study: Which.
         climb: Of the medians.
-        rungs: Those measured, B ascending; all of the ladder if the study sweeps it.
+        rungs: Those measured without offloading, B ascending; all of the ladder if the study sweeps
+            it.
+        offload: What was found with it.
     """
     medians = {rung.rows: median(rung.rates) for rung in rungs}
     static_qps = medians.get(study.static, 0.0)
@@ -127,6 +152,32 @@ def conclude(study: Study, climb: Climb, rungs: Sequence[Rung]) -> LatencyBounde
         visited=climb.visited,
         argmax=max(medians, key=lambda rows: medians[rows]) if study.sweep else None,
         tuned_to_static=medians[climb.best] / static_qps if static_qps else None,
+        offload=offload,
+    )
+
+
+def conclude_offload(study: Study, climb: Climb, none: Rung, rungs: Sequence[Rung]) -> OffloadStudy:
+    """What the rates with offloading say.
+
+    Args:
+        study: Which.
+        climb: Of the medians, over thresholds; `NO_OFFLOAD` stands for none.
+        none: What was found without.
+        rungs: Those measured, thresholds ascending; all of the ladder if the study sweeps it.
+    """
+    medians = {rung.offload_min_rows: median(rung.rates) for rung in (none, *rungs)}
+    tuned = 0 if climb.best == NO_OFFLOAD else climb.best
+    sizes = many_sizes(study.sizes, study.seed)
+    is_offloaded = sizes >= (tuned or NO_OFFLOAD)
+    return OffloadStudy(
+        device=study.offload_device,
+        rungs=tuple(rungs),
+        tuned=tuned,
+        visited=tuple(0 if at == NO_OFFLOAD else at for at in climb.visited),
+        argmax=max(medians, key=lambda at: medians[at]) if study.sweep else None,
+        tuned_to_none=medians[tuned] / medians[0] if medians[0] else None,
+        queries_share=float(is_offloaded.mean()),
+        samples_share=float(sizes[is_offloaded].sum() / sizes.sum()),
     )
 
 
@@ -158,5 +209,13 @@ def notes_of(found: LatencyBounded) -> list[str]:
             f"rates of B {found.tuned} and of the static {found.static} overlap: that tuning "
             "gains is not shown"
         )
-    invalid = [(rung.rows, why) for rung in found.rungs for why in rung.invalid]
-    return notes + [f"invalid: B {rows}: {why}" for rows, why in invalid]
+    offload = found.offload
+    if offload is not None and offload.argmax not in (None, offload.tuned):
+        notes.append(
+            f"the climb over thresholds stopped at {offload.tuned or 'none'}, the sweep's highest "
+            f"rate is at {offload.argmax or 'none'}"
+        )
+    invalid = [(f"B {rung.rows}", why) for rung in found.rungs for why in rung.invalid]
+    for rung in offload.rungs if offload is not None else ():
+        invalid += [(f"offload from {rung.offload_min_rows}", why) for why in rung.invalid]
+    return notes + [f"invalid: {which}: {why}" for which, why in invalid]

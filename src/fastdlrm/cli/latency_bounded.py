@@ -36,6 +36,14 @@ def latency_bounded(
             "16,32,...,1024, with --quick 64,1024."
         ),
     ] = None,
+    offload_device: Annotated[
+        str | None,
+        typer.Option(help="Then search the size from which on queries go whole to a worker there."),
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(help="Sizes to try. 96,128,192,256,384,512, with --quick 256."),
+    ] = None,
     sweep: Annotated[
         bool, typer.Option(help="Measure all B; else those that the hill climb visits.")
     ] = True,
@@ -72,12 +80,15 @@ def latency_bounded(
     loaded = BenchModel.load(model, rows_scale=rows_scale, device="cpu", overrides=overrides or ())
     if sla_ms is None:
         sla_ms = studies.sla_of(model, loaded.recipe.sla_ms, sla)
+    thresholds = ",".join(map(str, studies.offload_ladder_of(quick)))
     tree = {
         "workers": workers or usable_cores(),
         "sizes": sizes,
         "sla_ms": sla_ms,
         "percentile": percentile,
         "ladder": batch_sizes(batches, ",".join(map(str, studies.ladder_of(mode, quick)))),
+        "offload_device": offload_device or "",
+        "offload_ladder": batch_sizes(offload, thresholds),
         "mode": mode,
         "sweep": sweep,
         "is_quick": quick,

@@ -48,6 +48,8 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
 
     rows: int
     """B."""
+    offload_min_rows: int = 0
+    """Samples of a query from which on it was offloaded whole; 0: none was."""
     rates: tuple[float, ...]
     """Queries a second, a seed each; 0 where no rate passed."""
     samples_per_s: float
@@ -60,6 +62,32 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
     """In mode "reference" instead, a seed each."""
     invalid: tuple[str, ...] = ()
     """Why the rates may not be the server's."""
+
+
+class OffloadStudy(msgspec.Struct, frozen=True, kw_only=True):
+    """A study of the size from which on queries go whole to a worker of another kind, at the B
+    where the climb before it stopped.
+
+    Source: Gupta et al. 2020, DeepRecSys, arXiv:2001.02772, section IV.
+    """
+
+    device: str
+    """Of that worker."""
+    rungs: tuple[Rung, ...]
+    """Those measured, thresholds ascending, without the one of no offloading."""
+    tuned: int
+    """Threshold where the climb down from no offloading stopped; 0: at no offloading."""
+    visited: tuple[int, ...]
+    """By the climb, in order."""
+    argmax: int | None
+    """Threshold of the highest rate, 0 for none; None where not all were measured."""
+    tuned_to_none: float | None
+    """Ratio of the median rates with the tuned threshold and without offloading; None where no rate
+    passed."""
+    queries_share: float
+    """Of the queries, those offloaded at the tuned threshold."""
+    samples_share: float
+    """Of their samples."""
 
 
 class LatencyBounded(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,3 +114,5 @@ class LatencyBounded(msgspec.Struct, frozen=True, kw_only=True):
     """B of the highest rate; None where not all were measured."""
     tuned_to_static: float | None
     """Ratio of the median rates; None where the static B was not measured, or no rate passed."""
+    offload: OffloadStudy | None = None
+    """None where nothing was offloaded."""

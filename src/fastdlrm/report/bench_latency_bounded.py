@@ -99,8 +99,12 @@ def _against_b(group: Group) -> Chart:
 
 
 def _mark(rung: Rung, found: LatencyBounded) -> str:
-    marks = {"tuned": found.tuned, "static": found.static}
-    told = [name for name, rows in marks.items() if rows == rung.rows]
+    at, marks = rung.rows, {"tuned": found.tuned, "static": found.static}
+    told = []
+    if found.offload is not None and rung.offload_min_rows:
+        at, marks = rung.offload_min_rows, {"tuned": found.offload.tuned}
+        told = [f"queries from {at} samples on go to {found.offload.device}"]
+    told += [name for name, where in marks.items() if where == at]
     return ", ".join([*told, *(["invalid"] if rung.invalid else [])])
 
 
@@ -178,7 +182,8 @@ def _table(group: Group) -> Table:
     columns.append("mark")
     rows = []
     for one, found in _studies(group):
-        for rung in found.rungs:
+        offloaded = found.offload.rungs if found.offload is not None else ()
+        for rung in (*found.rungs, *offloaded):
             rate = median(rung.rates)
             cells: list[Cell] = [one.name] if first else []
             cells += [_sla_text(found), Number(rung.rows, "d")]

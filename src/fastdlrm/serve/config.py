@@ -135,6 +135,31 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             )
 
 
+class Offload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Workers of another kind that large queries go to whole, beside those of [workers].
+
+    Source: Gupta et al. 2020, DeepRecSys, arXiv:2001.02772, section IV.
+    """
+
+    min_rows: int = 0
+    """Samples of a query from which on it goes to them; 0: none does, and there are none."""
+    max_batch_rows: int = 4096
+    """Larger queries are split, smaller ones merged up to it."""
+    device: str = "cuda"
+    """cpu, cuda or cuda:N."""
+    count: int = 1
+    """Of each version served."""
+    program: Program = "auto"
+    """What computes the dense part."""
+
+    def __post_init__(self) -> None:
+        _require_positive("offload", count=self.count, max_batch_rows=self.max_batch_rows)
+        if self.min_rows < 0:
+            raise ConfigError(
+                f"offload.min_rows is {self.min_rows}; 1 or more, or 0 for no offloading"
+            )
+
+
 class Security(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may ask; empty values switch a thing off."""
 
@@ -206,6 +231,7 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits: Limits = Limits()
     batching: Batching = Batching()
     workers: Workers = Workers()
+    offload: Offload = Offload()
     security: Security = Security()
     watch: Watch = Watch()
     shutdown: Shutdown = Shutdown()

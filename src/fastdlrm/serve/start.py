@@ -1,8 +1,11 @@
 """Starts the engines of a server, with its config."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from fastdlrm.contracts.exported import ExportedManifest
 from fastdlrm.contracts.manifest import read_manifest
@@ -12,6 +15,7 @@ from fastdlrm.serve.config import ServeConfig
 from fastdlrm.serve.engine import Engine
 from fastdlrm.serve.observer import Observer
 from fastdlrm.serve.options import EngineOptions
+from fastdlrm.serve.query import Query, Scores
 from fastdlrm.serve.served import EngineState
 from fastdlrm.serve.workers import Nursery
 
@@ -19,39 +23,63 @@ LOADER = "fastdlrm.serve.exported:load_exported"
 
 
 class Served:
-    """An engine, and what its model's requests must look like.
+    """The engines of a version, and what its model's requests must look like.
 
     Args:
-        engine: The engine.
-        signature: Of its model.
+        engine: Takes the queries that are not offloaded.
+        signature: Of the model.
+        offload: Takes queries of `min_rows` samples and more; None: `engine` takes all.
+        min_rows: See there.
     """
 
-    def __init__(self, engine: Engine, signature: Signature) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        signature: Signature,
+        offload: Engine | None = None,
+        min_rows: int = 0,
+    ) -> None:
         self.inputs: Sequence[InputSpec] = signature.inputs
         self.examples: Sequence[Mapping[str, Any]] = engine.examples
         self.num_rows = signature.num_rows
-        self.submit = engine.submit
-        self.apply = engine.apply
         self._engine = engine
+        self._offload = offload
+        self._min_rows = min_rows
+        self._engines = [engine] if offload is None else [engine, offload]
+
+    async def submit(self, query: Query) -> Scores:
+        """Score a query, on the engine for queries of its size."""
+        is_large = self._offload is not None and query.num_rows >= self._min_rows
+        engine = self._offload if is_large and self._offload else self._engine
+        return await engine.submit(query)
+
+    async def apply(self, path: Path) -> int:
+        """Apply a delta; an engine that has it from an attempt before keeps it."""
+        sequence = min(engine.sequence for engine in self._engines)
+        for engine in self._engines:
+            if engine.sequence == sequence:
+                await engine.apply(path)
+        return min(engine.sequence for engine in self._engines)
 
     def state(self) -> EngineState:
         """How it is now."""
-        found = self._engine.statistics()
+        found = [engine.statistics() for engine in self._engines]
+        ages = [age for engine in self._engines if (age := engine.staleness_s) is not None]
         return EngineState(
-            num_workers=found.num_workers,
-            num_restarts=found.num_restarts,
-            queue_rows=found.queue_rows,
-            sequence=self._engine.sequence,
-            staleness_s=self._engine.staleness_s,
+            num_workers=sum(each.num_workers for each in found),
+            num_restarts=sum(each.num_restarts for each in found),
+            queue_rows=sum(each.queue_rows for each in found),
+            sequence=min(engine.sequence for engine in self._engines),
+            staleness_s=max(ages, default=None),
         )
 
     async def drain(self, timeout_s: float) -> bool:
         """Take no more queries and answer those there are; whether all were in time."""
-        return await self._engine.drain(timeout_s)
+        return all(await asyncio.gather(*(each.drain(timeout_s) for each in self._engines)))
 
     async def stop(self) -> None:
         """Free all it holds."""
-        await self._engine.stop()
+        await asyncio.gather(*(each.stop() for each in self._engines))
 
 
 class Starter:
@@ -73,6 +101,15 @@ class Starter:
             device=config.workers.device,
             program=config.workers.program,
         )
+        self._offload = config.offload
+        self._large = msgspec.structs.replace(
+            self._options,
+            num_workers=config.offload.count,
+            max_batch_rows=config.offload.max_batch_rows,
+            pin=False,  # the cores are the other workers'
+            device=config.offload.device,
+            program=config.offload.program,
+        )
 
     async def __call__(self, folder: Path, name: str, version: str, observer: Observer) -> Served:
         """Load, check and warm an exported model.
@@ -88,8 +125,18 @@ class Starter:
             ServeError: A worker died, or was not ready in time.
         """
         manifest = read_manifest(folder, ExportedManifest, ExportError)
+        signature = Signature(manifest.schema)
         engine = await Engine.start(folder, name, version, self._options, self._nursery, observer)
-        return Served(engine, Signature(manifest.schema))
+        if not self._offload.min_rows:
+            return Served(engine, signature)
+        try:
+            offload = await Engine.start(
+                folder, name, version, self._large, self._nursery, observer
+            )
+        except BaseException:
+            await engine.stop()
+            raise
+        return Served(engine, signature, offload, self._offload.min_rows)
 
     def close(self) -> None:
         """End what starts workers."""

@@ -4,9 +4,19 @@ import msgspec
 import pytest
 
 from fastdlrm.bench.hill_climb import Climb
-from fastdlrm.bench.study import Study, conclude, ladder_of, notes_of, sla_of
+from fastdlrm.bench.study import (
+    NO_OFFLOAD,
+    Study,
+    conclude,
+    conclude_offload,
+    ladder_of,
+    notes_of,
+    offload_ladder_of,
+    sla_of,
+)
 from fastdlrm.contracts.latency_bounded import Rung
 from fastdlrm.errors import ConfigError
+from fastdlrm.load.sizes import many_sizes
 
 STUDY = Study(workers=2, sizes="fixed:200", sla_ms=10.0, ladder=(50, 400))
 
@@ -26,6 +36,7 @@ def test_the_static_choice_joins_the_ladder():
     assert 350 not in ladder_of("search", False)
     assert max(ladder_of("reference", False)) == 512
     assert ladder_of("reference", True) == ladder_of("search", True)
+    assert set(offload_ladder_of(True)) < set(offload_ladder_of(False))
 
 
 def test_quick_is_not_mlperfs_confidence():
@@ -63,6 +74,39 @@ def test_no_sweep_and_no_rate():
     assert found.tuned_to_static is None
 
 
+def test_a_threshold_of_offloading():
+    """Of the sizes 2 x 100, 12 x 200, 2 x 300, 400 .. 700, six of 20 are 300 and more."""
+    study = Study(workers=2, sla_ms=10.0, offload_device="cuda", offload_ladder=(300, 500))
+    (none,) = rungs(r100=(20.0,))
+    offloaded = [
+        msgspec.structs.replace(none, offload_min_rows=at, rates=(rate,))
+        for at, rate in ((300, 50.0), (500, 40.0))
+    ]
+    climb = Climb(300, (NO_OFFLOAD, 500, 300))
+    found = conclude_offload(study, climb, none, offloaded)
+    assert (found.tuned, found.visited, found.argmax) == (300, (0, 500, 300), 300)
+    assert found.tuned_to_none == pytest.approx(2.5)
+    sizes = many_sizes(study.sizes, study.seed)
+    assert found.queries_share == pytest.approx(6 / 20, abs=0.02)
+    assert found.samples_share == sizes[sizes >= 300].sum() / sizes.sum()
+    whole = conclude(study, Climb(100, (100,)), [none], found)
+    assert not any("climb over thresholds" in note for note in notes_of(whole))
+
+
+def test_offloading_that_does_not_pay():
+    study = Study(workers=2, sla_ms=10.0, offload_device="cuda", offload_ladder=(300, 500))
+    (none,) = rungs(r100=(20.0,))
+    offloaded = [
+        msgspec.structs.replace(none, offload_min_rows=at, rates=(rate,), invalid=why)
+        for at, rate, why in ((300, 30.0, ()), (500, 10.0, ("late",)))
+    ]
+    found = conclude_offload(study, Climb(NO_OFFLOAD, (NO_OFFLOAD, 500)), none, offloaded)
+    assert (found.tuned, found.queries_share, found.samples_share) == (0, 0.0, 0.0)
+    notes = notes_of(conclude(study, Climb(100, (100,)), [none], found))
+    assert any("stopped at none, the sweep's highest rate is at 300" in note for note in notes)
+    assert notes[-1] == "invalid: offload from 500: late"
+
+
 def test_levels_of_an_sla():
     assert [sla_of("m", 100.0, level) for level in ("low", "medium", "high")] == [50, 100, 150]
     with pytest.raises(ConfigError, match="--sla 'x': low, medium, high are allowed"):
@@ -76,6 +120,10 @@ def test_levels_of_an_sla():
     [
         ({"percentile": 50.0}, "--percentile 50: 95 or 99 is allowed"),
         ({"percentile": 99.0, "mode": "reference"}, "it takes the 95th of every 64 queries"),
+        (
+            {"mode": "reference", "offload_device": "cuda"},
+            "--offload-device with --mode reference: the repository models its accelerator",
+        ),
         ({"workers": 0}, "--workers 0, --sla-ms 10: 1 or more, and above 0"),
         ({"sla_ms": 0.0}, "--workers 2, --sla-ms 0"),
     ],

@@ -25,6 +25,8 @@ def test_everything_has_a_default_and_comes_back():
         ({"batching": {"max_queue_delay_ms": -1}}, "max_queue_delay_ms is -1.0; 0 or more"),
         ({"workers": {"count": -1}}, "workers.count is -1; 1 or more"),
         ({"workers": {"start_timeout_s": 0}}, "workers.start_timeout_s is 0"),
+        ({"offload": {"min_rows": -1}}, "offload.min_rows is -1; 1 or more, or 0"),
+        ({"offload": {"count": 0}}, "offload.count is 0; more than 0"),
         ({"security": {"token_file": "a", "token_env": "B"}}, "are both set"),
         ({"security": {"tls_key": "a"}}, "TLS needs both"),
         ({"shutdown": {"grace_s": -1}}, "shutdown.grace_s is -1.0; 0 or more"),
