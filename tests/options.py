@@ -46,10 +46,11 @@ CASES: dict[str, dict[str, object]] = {
         "train.schedule.name": "polynomial",
         "train.schedule.decay_steps": 30,
     },
-    "hashed-added": {
+    "hashed-added-halves": {
         "model.compression": {
             "tables": {
                 "item": {"kind": "hash", "num_rows": 60},
+                "words": {"kind": "quotient_remainder", "operation": "concat"},
                 "user": {"kind": "quotient_remainder", "operation": "add", "num_collisions": 8},
             }
         },
@@ -58,12 +59,6 @@ CASES: dict[str, dict[str, object]] = {
         "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
         "model.pooling": "mean",
     },
-    "halves": {
-        "model.compression": {
-            "tables": {"item": {"kind": "quotient_remainder", "operation": "concat"}}
-        },
-    },
-    "narrow": {"model.table_dims": {"item": 5, "words": 3}},
 }
 """Overrides of a config's keys by case."""
 
