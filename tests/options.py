@@ -53,10 +53,11 @@ CASES: dict[str, dict[str, object]] = {
         "train.schedule.name": "polynomial",
         "train.schedule.decay_steps": 30,
     },
-    "hashed-added": {
+    "hashed-added-halves": {
         "model.compression": {
             "tables": {
                 "item": {"kind": "hash", "num_rows": 60},
+                "words": {"kind": "quotient_remainder", "operation": "concat"},
                 "user": {"kind": "quotient_remainder", "operation": "add", "num_collisions": 8},
             }
         },

@@ -180,7 +180,7 @@ def _hashed(num_hashes: int, num_rows: int, ids: Tensor) -> list[Tensor]:
 def _divided(num_collisions: int, ids: Tensor) -> list[Tensor]:
     """Quotients and remainders, by division of integers."""
     quotients = torch.div(ids, num_collisions, rounding_mode="floor")
-    return [quotients, torch.remainder(ids, num_collisions)]
+    return [quotients, ids - quotients * num_collisions]
 
 
 def _shifted(keys: Tensor, count: int) -> Tensor:
