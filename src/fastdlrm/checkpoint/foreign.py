@@ -307,10 +307,10 @@ def _require_exportable(config: ModelConfig, schema: Schema, naming: NamingName)
             f"model.interaction is {config.interaction!r}; {naming} has {' and '.join(kinds)}: "
             f"export to {other}"
         )
-    for table, dim in config.table_dims.items():
+    for name, dim in config.table_dims.items():
         if dim < config.embedding_dim:
             raise CheckpointError(
-                f"table {table!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
+                f"table {name!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
                 f"{naming} takes tables of embedding_dim columns alone"
             )
     for table in schema.tables:
