@@ -76,6 +76,13 @@ def test_an_sla_is_above_0(sla_ms):
         load_config("ncf", Recipe, [f"sla_ms={sla_ms}"])
 
 
+def test_weights_are_learned_where_the_rows_lie():
+    learned, host = "model.weighted_pooling=learned", "train.table_placement=host"
+    load_config("ncf", Recipe, [learned])
+    with pytest.raises(ConfigError, match=r"'learned' with .* 'host': .* set table_placement = 'd"):
+        load_config("ncf", Recipe, [learned, host])
+
+
 def test_ncf_has_two_tables_of_users_and_two_of_items():
     recipe = load_config("ncf", Recipe)
     shape = RandomShape.of(recipe.data.schema(), recipe.random)

@@ -1,6 +1,6 @@
 """Rows of a checkpoint's tensor, read slice by slice: a tensor may exceed the memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,12 +19,20 @@ class StoredRows:
         dtype: Of its numbers.
     """
 
-    def __init__(self, pieces: Sequence[StoredTensor]) -> None:
-        """Take the pieces, of which each number is in at least one."""
+    def __init__(
+        self, pieces: Sequence[StoredTensor], factors: Sequence[StoredTensor] = ()
+    ) -> None:
+        """Take the pieces, of which each number is in at least one.
+
+        Args:
+            pieces: Of the tensor.
+            factors: Pieces of a vector of one number a row, by which the row is multiplied.
+        """
         num_rows, num_columns = full_shape(pieces)
         self.shape = (num_rows, num_columns)
         self.dtype = pieces[0].dtype
         self._pieces = pieces
+        self._factors = factors
 
     def read(self, start: int, stop: int) -> Tensor:
         """Some rows, shape (stop - start, columns), on the CPU.
@@ -33,12 +41,11 @@ class StoredRows:
             CheckpointError: A file ends too soon.
         """
         found = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
-        for piece in self._pieces:
-            first, column = piece.offsets
-            low, high = max(start, first), min(stop, first + piece.shape[0])
-            if low < high:
-                target = found[low - start : high - start, column : column + piece.shape[1]]
-                copy_from(piece, (low - first, 0), target)
+        _fill(found, self._pieces, start)
+        if self._factors:
+            factors = torch.empty(stop - start, dtype=self._factors[0].dtype)
+            _fill(factors, self._factors, start)
+            found.mul_(factors.unsqueeze(1))
         return found
 
     def gather(self, rows: Sequence[int]) -> Tensor:
@@ -47,21 +54,38 @@ class StoredRows:
         return torch.cat(found) if found else torch.empty(0, self.shape[1], dtype=self.dtype)
 
 
-def stored_rows(folder: Path, group: str, names: Sequence[str]) -> dict[str, StoredRows]:
+def _fill(target: Tensor, pieces: Sequence[StoredTensor], start: int) -> None:
+    """Copy rows from `start` on, as many as the target has."""
+    for piece in pieces:
+        first, *columns = piece.offsets
+        low, high = max(start, first), min(start + len(target), first + piece.shape[0])
+        if low < high:
+            part = target[low - start : high - start]
+            for column in columns:
+                part = part[:, column : column + piece.shape[1]]
+            copy_from(piece, (low - first, *(0 for _ in columns)), part)
+
+
+def stored_rows(
+    folder: Path, group: str, names: Sequence[str], factors: Mapping[str, str] | None = None
+) -> dict[str, StoredRows]:
     """Two-dimensional tensors of a checkpoint, by name.
 
     Args:
         folder: One checkpoint.
         group: Of the tensors.
         names: Theirs.
+        factors: By name of a tensor, that of a vector by which its rows are multiplied.
 
     Raises:
         CheckpointError: It is missing, damaged, or lacks one of them.
     """
     stored = stored_groups(folder, open_manifest(folder, (group,)), (group,))[group]
-    for name in names:
+    factors = factors or {}
+    for name in (*names, *factors.values()):
         if name not in stored:
             raise CheckpointError(
                 f"{folder}: no tensor {group}/{name}; it is of another model, or damaged"
             )
-    return {name: StoredRows(stored[name]) for name in names}
+    vectors = {name: stored[vector] for name, vector in factors.items()}
+    return {name: StoredRows(stored[name], vectors.get(name, ())) for name in names}

@@ -19,8 +19,10 @@ from fastdlrm.cli import (
     evaluate,
     export,
     export_binary,
+    export_checkpoint,
     export_delta,
     generate,
+    import_checkpoint,
     inspect,
     latency_bounded,
     load,
@@ -71,6 +73,8 @@ app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.command("import-checkpoint")(import_checkpoint.import_checkpoint)
+app.command("export-checkpoint")(export_checkpoint.export_checkpoint)
 app.command("eval")(evaluate.evaluate)
 app.command("embeddings")(embeddings.embeddings)
 app.command("predict")(predict.predict)

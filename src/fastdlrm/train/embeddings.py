@@ -93,8 +93,14 @@ def embedding_statistics(
     if unknown := [name for name in (*wanted.tables, *wanted.near) if name not in sizes]:
         raise ConfigError(f"no table {unknown[0]!r}; the run has {', '.join(sizes)}")
     folder = opened.checkpoint_folder(checkpoint)
-    in_memory = [f"tables.{part}" for one in held.values() for part in one.num_embeddings]
-    stored = stored_rows(folder, "model", in_memory)
+    in_memory = [part for one in held.values() for part in one.num_embeddings]
+    weights = in_memory if model.weighted_pooling == "learned" else []
+    stored = stored_rows(
+        folder,
+        "model",
+        [f"tables.{part}" for part in in_memory],
+        {f"tables.{part}": f"pooling_weights.{part}" for part in weights},
+    )
     drawn = Drawn(opened)
     found = []
     for done, (name, composition) in enumerate(held.items(), start=1):

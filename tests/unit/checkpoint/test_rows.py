@@ -34,6 +34,21 @@ def test_any_rows_of_any_pieces(rows):
     assert rows.gather([]).shape == (0, 4)
 
 
+@pytest.mark.parametrize("edges", [(0, 7), (0, 2, 7)])
+def test_rows_times_one_number_each(rows, edges, tmp_path):
+    factors, pieces = torch.linspace(-1, 2, 7), []
+    for a, b in pairwise(edges):
+        path = tmp_path / f"factors-{a}.safetensors"
+        write_tensors(path, {"f": factors[a:b]}, {"f": (a,)})
+        pieces.append(stored_tensors(path)["f"])
+    scaled = StoredRows(rows._pieces, pieces)
+    expected = WHOLE * factors[:, None]
+    for start in range(7):
+        assert torch.equal(scaled.read(start, 7), expected[start:])
+        assert torch.equal(scaled.read(0, start), expected[:start])
+    assert torch.equal(scaled.gather([6, 0]), expected[[6, 0]])
+
+
 def test_a_file_that_ends_too_soon(rows):
     piece = rows._pieces[0]
     piece.path.write_bytes(piece.path.read_bytes()[:-4])

@@ -194,6 +194,22 @@ def test_the_command(planted, dataset, tmp_path):
         invoke(*command, "--near", "C1")
 
 
+def test_learned_weights_are_in_the_rows(dataset, tmp_path):
+    recipe = tiny_recipe("model.init=normal", "model.weighted_pooling=learned")
+    run = Run.create(tmp_path / "run", recipe, dataset)
+    model = run.build_model()
+    weights = model.tables.pooling_weights()["C1"]
+    weights[4:6] = torch.tensor([3.0, -0.5])
+    store.save(run.checkpoints, 7, {"model": model.state_tensors()}, {"best_step": 7}, {})
+    first, second, _ = embedding_statistics(
+        tmp_path / "run", dataset.folder, Wanted(near={})
+    ).tables
+    assert first.num_unmoved == first.num_rows - 2
+    assert second.num_unmoved == second.num_rows
+    norms = (model.tables.table("C1") * weights[:, None]).norm(dim=1)
+    assert first.norm_mean == pytest.approx(float(norms.mean()), rel=1e-5)
+
+
 def test_compressed_tables_are_looked_at_id_by_id(dataset, tmp_path):
     """A row of the quotients is part of 4 ids' vectors: they move, and no other."""
     compression = (
