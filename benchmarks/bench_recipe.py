@@ -15,6 +15,7 @@ Usage: python benchmarks/bench_recipe.py adult DIR/adult.data.gz DIR/adult.test.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -194,6 +195,10 @@ class Bench:
         self.num_runs += 1
         run = Run.create(self.folder / f"run-{self.num_runs}", recipe, dataset)
         trained = Trainer(run, dataset).train()
+        if not trained.is_finished:
+            sys.exit(
+                f"{variant}, seed {seed}: stopped by a signal; nothing is written of this seed"
+            )
         is_last = recipe.train.early_stop_patience == 0 and variant.axis == "epochs"
         model = run.load_model("last" if is_last else "best")
         device = resolve_device(recipe.train.device)

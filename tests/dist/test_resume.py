@@ -52,18 +52,25 @@ def mixed_plan(config: ModelConfig, dataset: Dataset, num_ranks: int, shift: int
     sizes, D = layout.num_embeddings, config.embedding_dim
     ranks = list(range(num_ranks))
 
-    def table(k: int, num_rows: int) -> TablePlan:
+    def table(k: int, num_rows: int, dim: int) -> TablePlan:
         kinds = (
-            lambda: row_wise(num_rows, D, ranks),
-            lambda: column_wise(num_rows, D, ranks),
-            lambda: table_wise(num_rows, D, k % num_ranks),
+            lambda: row_wise(num_rows, dim, ranks),
+            lambda: column_wise(num_rows, dim, ranks),
+            lambda: table_wise(num_rows, dim, k % num_ranks),
             data_parallel,
         )
         return kinds[(k + shift) % 4]()
 
-    tables = {name: table(k, num_rows) for k, (name, num_rows) in enumerate(sizes.items())}
+    tables = {
+        name: table(k, num_rows, layout.dims[name])
+        for k, (name, num_rows) in enumerate(sizes.items())
+    }
     return ShardingPlan(
-        world_size=num_ranks, embedding_dim=D, num_embeddings=sizes, tables=tables
+        world_size=num_ranks,
+        embedding_dim=D,
+        num_embeddings=sizes,
+        tables=tables,
+        table_dims=layout.narrow_dims,
     )
 
 

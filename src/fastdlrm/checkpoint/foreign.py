@@ -313,6 +313,12 @@ def _require_exportable(config: ModelConfig, schema: Schema, naming: NamingName)
             f"model.interaction is {config.interaction!r}; {naming} has {' and '.join(kinds)}: "
             f"export to {other}"
         )
+    for name, dim in config.table_dims.items():
+        if dim < config.embedding_dim:
+            raise CheckpointError(
+                f"table {name!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
+                f"{naming} takes tables of embedding_dim columns alone"
+            )
     for table in schema.tables:
         if (rule := config.table_pooling.get(table.name, config.pooling)) != "sum":
             raise CheckpointError(

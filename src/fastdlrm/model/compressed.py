@@ -176,7 +176,8 @@ class Compression:
         for f, (feature, span) in enumerate(zip(self._features, self._spans, strict=True)):
             bags = lowered.bags[f]
             of_feature = by_feature[f] if bags is None else bags.spread(by_feature[f])
-            of_feature = functional.pad(of_feature, (0, 0, 0, C - len(of_feature)))
+            if len(of_feature) < C:
+                of_feature = functional.pad(of_feature, (0, 0, 0, C - len(of_feature)))
             parts += feature.join.backward(of_feature, vectors_PCD[span].unbind(0))
         return torch.stack(parts).transpose(0, 1)
 

@@ -52,9 +52,13 @@ class StackedTables(nn.Module):
         num_embeddings: Rows by table, in stack order.
         num_rows: Of all tables.
         pooling: What a lookup of `weighted` batches takes of the rows of a bag.
+        weight: All rows, R of them.
+        embedding_dim: D.
     """
 
     feature_starts: Tensor
+    weight: Tensor
+    embedding_dim: int
     _takes_mean: Tensor | None
 
     def __init__(
@@ -95,6 +99,44 @@ class StackedTables(nn.Module):
         self.feature_starts = self.feature_starts.to(device)
         if self._takes_mean is not None:
             self._takes_mean = self._takes_mean.to(device)
+
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
+        """Draw the tables one by one, in order, so that stacking does not change the numbers.
+
+        Args:
+            init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
+            generator: On any device; a table is drawn there and copied to where it lies, so one
+                seed gives the same tables on every device.
+            std: Of "normal".
+            draws: By table, where it is not drawn by its own rows.
+        """
+        draws = draws or {}
+        for name, rows in self.num_embeddings.items():
+            self.draw(name, draws.get(name, Draw(rows)), init, generator, std)
+
+    def draw(
+        self, name: str, how: Draw, init: Init, generator: torch.Generator, std: float
+    ) -> None:
+        """Draw one table; see `initialise`."""
+        raise NotImplementedError
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Each table's rows by name, as they are stored, live."""
+        return {name: self.table(name) for name in self.num_embeddings}
+
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """The learned pooling weights of each table by name, live; none where none are learned."""
+        return {}
+
+    def table(self, name: str) -> Tensor:
+        """A table as a view of the stack, outside autograd."""
+        return self.of_table(name, self.weight.detach())
 
     def of_table(self, name: str, stacked: Tensor) -> Tensor:
         """A table's part of any tensor whose first dimension is R, as a view."""
@@ -185,45 +227,23 @@ class EmbeddingTables(StackedTables):
         self.pooling_weight = None
 
     @torch.no_grad()
-    def initialise(
-        self,
-        init: Init,
-        generator: torch.Generator,
-        std: float = 0.01,
-        draws: Mapping[str, Draw] | None = None,
+    def draw(
+        self, name: str, how: Draw, init: Init, generator: torch.Generator, std: float
     ) -> None:
-        """Draw the tables one by one, in order, so that stacking does not change the numbers.
-
-        Args:
-            init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
-            generator: On any device; a table is drawn there and copied to where it lies, so one
-                seed gives the same tables on every device.
-            std: Of "normal".
-            draws: By table, where it is not drawn by its own rows.
-        """
-        draws = draws or {}
-        for name, rows in self.num_embeddings.items():
-            table = self.table(name)
-            is_there = table.device.type == generator.device.type
-            drawn = table if is_there else torch.empty_like(table, device=generator.device)
-            draw_(drawn, draws.get(name, Draw(rows)), init, generator, std)
-            if not is_there:
-                table.copy_(drawn)
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Each table by name, live."""
-        return {name: self.table(name) for name in self.num_embeddings}
+        """See `StackedTables.draw`."""
+        table = self.table(name)
+        is_there = table.device.type == generator.device.type
+        drawn = table if is_there else torch.empty_like(table, device=generator.device)
+        draw_(drawn, how, init, generator, std)
+        if not is_there:
+            table.copy_(drawn)
 
     def pooling_weights(self) -> dict[str, Tensor]:
-        """The learned pooling weights of each table by name, live; none where none are learned."""
+        """See `StackedTables`."""
         if self.pooling_weight is None:
             return {}
         stacked = self.pooling_weight.detach()
         return {name: self.of_table(name, stacked) for name in self.num_embeddings}
-
-    def table(self, name: str) -> Tensor:
-        """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
-        return self.of_table(name, self.weight.detach())
 
     def segments(self, sparse: SparseBatch, offsets: Tensor | None) -> Tensor | None:
         """Where each feature's ids begin in a batch, and the end, shape (F + 1,), int64.

@@ -49,7 +49,7 @@ class Load(IntEnum):
     GRADIENT_NS = 12
     """Making these, and updating every row."""
     CUT = 13
-    """Shards of some columns: these travel apart, and their vectors must be put together."""
+    """Shards of fewer than D columns: these travel apart, and their vectors are put together."""
 
 
 class CostModel:
@@ -123,7 +123,8 @@ class CostModel:
         loads[:, Load.UPDATE_NS] = gradient_bytes / copy_gb_s + self._rows_ns(
             2 * seen, row_bytes + state_bytes
         )
-        loads[:, Load.SHARED_NUMBERS] = seen * (num_owners - 1) * is_cut * num_shared
+        is_shared = plan.sharding == "column_wise"
+        loads[:, Load.SHARED_NUMBERS] = seen * (num_owners - 1) * is_shared * num_shared
         loads[:, Load.CUT] = is_cut
         return loads
 
@@ -226,7 +227,7 @@ class CostModel:
 
     def _copy_load(self, table: str) -> Floats:
         """What a data_parallel table lays on every rank."""
-        workload, B, D = self.workload, self.local_batch_size, self.workload.embedding_dim
+        workload, B, D = self.workload, self.local_batch_size, self.workload.dim_of(table)
         R, features = workload.num_embeddings[table], self._features[table]
         e = workload.exchange_bytes
         ids = sum(B * f.ids_per_sample for f in features)

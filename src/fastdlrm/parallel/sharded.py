@@ -90,13 +90,12 @@ class ShardedTables(nn.Module):
         """
         draws = draws or {}
         plan = self.placement.plan
-        D = plan.embedding_dim
         own = {table: (tensor, shard) for table, tensor, shard in self._own()}
         for name, num_rows in plan.num_embeddings.items():
             tensor, shard = own.get(name, (None, None))
-            dtype = self.placement.replicated.weight.dtype
-            for start, stop in drawn_rows(num_rows, D):
-                drawn = torch.empty(stop - start, D, dtype=dtype)
+            dtype, dim = self.placement.replicated.weight.dtype, plan.dim_of(name)
+            for start, stop in drawn_rows(num_rows, dim):
+                drawn = torch.empty(stop - start, dim, dtype=dtype)
                 draw_(drawn, draws.get(name, Draw(num_rows)), init, generator, std)
                 if tensor is None or shard is None:
                     continue
@@ -166,7 +165,7 @@ class ShardedTables(nn.Module):
             for table in group.tables.num_embeddings:
                 shard = plan.of_rank(self.placement.world.rank)[table]
                 own = group.tables.of_table(table, tensor)[: shard.num_rows]
-                full_shape = (plan.num_embeddings[table], plan.embedding_dim)[: tensor.dim()]
+                full_shape = (plan.num_embeddings[table], plan.dim_of(table))[: tensor.dim()]
                 offsets = (shard.first_row, shard.first_column)[: tensor.dim()]
                 is_copy = tensor.dim() == 1 and shard.first_column > 0
                 parts[table] = TensorShard(own, full_shape, offsets, is_copy)

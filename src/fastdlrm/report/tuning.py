@@ -1,7 +1,6 @@
 """The section of a study: values by trial, curves, parameters, the table of trials."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from statistics import median
 
 from fastdlrm.contracts.study import Range, TrialRecord, value_text
@@ -11,6 +10,8 @@ from fastdlrm.report.provenance import commit_text
 from fastdlrm.report.sources import Study
 
 _FORMAT = ".5f"
+_TICKS = 12
+"""Evaluations that are written one by one."""
 _COMPLETE, _PRUNED, _BEST = COLORS[0], MUTED, COLORS[2]
 
 
@@ -49,19 +50,19 @@ def _notes(study: Study) -> list[str]:
 
 
 def _history(study: Study, told: Sequence[TrialRecord]) -> Chart:
-    complete = [t for t in told if t.state == "complete"]
-    values: list[float] = [t.value for t in complete if t.value is not None]
     is_higher = study.result.settings.is_higher_better
-    best: list[float] = list(accumulate(values, max if is_higher else min))
-    reached = Series(
-        name="best so far",
-        places=[t.number for t in complete],
-        values=best,
-        color=_BEST,
-    )
+    reached: list[float | None] = []
+    best: float | None = None
+    for trial in told:
+        if trial.state == "complete" and trial.value is not None:
+            is_new = best is None or (trial.value > best) == is_higher
+            best = trial.value if is_new else best
+        reached.append(best)
+    numbers = [trial.number for trial in told]
+    line = Series(name="best so far", places=numbers, values=reached, color=_BEST)
     return line_chart(
         "Value by trial",
-        [*([reached] if complete else []), *_by_state(told, [t.number for t in told])],
+        [line, *_by_state(told, numbers)],
         Axis(title="trial", format=",d"),
         _metric(study),
     )
@@ -118,10 +119,11 @@ def _curves(study: Study, told: Sequence[TrialRecord]) -> Chart:
                 mark="both",
             )
         )
+    most = max(max(trial.evaluations) for trial in told)
     return line_chart(
         "Trials by evaluation",
         series,
-        Axis(title="evaluation", format=",d"),
+        Axis(title="evaluation", format=",d", ticks=range(1, most + 1) if most <= _TICKS else ()),
         _metric(study),
         note="A trial ends early where it is below the median of the others."
         if study.result.settings.is_pruning
@@ -151,7 +153,7 @@ def _slice(study: Study, told: Sequence[TrialRecord], name: str) -> Chart:
     drawn = [trial for trial in told if name in trial.params]
     if isinstance(parameter, Range):
         places = [trial.params[name] for trial in drawn]
-        x = Axis(title=name, is_log=parameter.is_log, format="" if parameter.is_log else ".4~g")
+        x = Axis(title=name, is_log=parameter.is_log, format="~g" if parameter.is_log else ".4~g")
         return line_chart(name, _by_state(drawn, places), x, _metric(study))
     found: dict[str, list[float]] = {}
     for trial in drawn:
@@ -163,7 +165,7 @@ def _slice(study: Study, told: Sequence[TrialRecord], name: str) -> Chart:
         low=[min(each) for each in values],
         high=[max(each) for each in values],
     )
-    rows = [f"{value} ({len(each)} trials)" for value, each in found.items()]
+    rows = [f"{value} ({len(each)} trial{'s' * (len(each) > 1)})" for value, each in found.items()]
     return dot_chart(name, rows, [middle], _metric(study), note="Whiskers: least and most.")
 
 

@@ -10,7 +10,6 @@ Shapes: R rows of a table, D embedding dim, n rows of a run, Q rows whose neighb
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdlrm import __version__
-from fastdlrm.checkpoint.rows import StoredRows, stored_rows
+from fastdlrm.checkpoint.rows import stored_rows
 from fastdlrm.contracts.embeddings import (
     LOOKUP_SHARES,
     NORM_LEVELS,
@@ -37,11 +36,11 @@ from fastdlrm.data.lookups import Counts, Spectrum, most_frequent
 from fastdlrm.data.sparse_statistics import feature_counts
 from fastdlrm.data.vocabulary import find_value, read_values
 from fastdlrm.errors import ConfigError
-from fastdlrm.model.composition import Composition
-from fastdlrm.model.embedding import Draw, draw_, drawn_rows
+from fastdlrm.model.embedding import drawn_rows
 from fastdlrm.model.layout import composition_of, table_sizes
 from fastdlrm.stats import percentiles
 from fastdlrm.train.run import Run
+from fastdlrm.train.table_rows import Drawn, Rows, rows_of
 
 NUM_SHOWN = 500
 """Values of a table that are projected, the most frequent ones."""
@@ -102,13 +101,13 @@ def embedding_statistics(
         [f"tables.{part}" for part in in_memory],
         {f"tables.{part}": f"pooling_weights.{part}" for part in weights},
     )
-    drawn = _Drawn(opened)
+    drawn = Drawn(opened)
     found = []
     for done, (name, composition) in enumerate(held.items(), start=1):
         parts = {part: stored[f"tables.{part}"] for part in composition.num_embeddings}
         runs = drawn.runs(composition, sizes[name], parts)
         if not wanted.tables or name in wanted.tables:
-            rows = _rows_of(composition, sizes[name], parts)
+            rows = rows_of(composition, sizes[name], parts)
             found.append(_Table(name, opened, dataset, rows).look(runs, wanted))
         else:
             for _ in runs:  # drawn one after the other: each table's numbers come after another's
@@ -122,91 +121,6 @@ def embedding_statistics(
         data=str(data),
         tables=tuple(found),
     )
-
-
-class Rows(Protocol):
-    """Vectors of a table's ids."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(R, D)."""
-        ...
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Those of some ids, shape (stop - start, D)."""
-        ...
-
-    def gather(self, rows: Sequence[int]) -> Tensor:
-        """Those of single ids, shape (len(rows), D)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _ComposedRows:
-    """Vectors that are made of several smaller tables' in memory."""
-
-    composition: Composition
-    num_rows: int
-    parts: Mapping[str, Tensor]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.num_rows, next(iter(self.parts.values())).shape[1]
-
-    def read(self, start: int, stop: int) -> Tensor:
-        return self.gather(range(start, stop))
-
-    def gather(self, rows: Sequence[int]) -> Tensor:
-        composition = self.composition
-        ids = composition.ids(torch.tensor(rows, dtype=torch.int64))
-        named = zip(composition.parts, ids, strict=True)
-        return composition.join([self.parts[part][of_part].float() for part, of_part in named])
-
-
-def _rows_of(composition: Composition, num_rows: int, stored: Mapping[str, StoredRows]) -> Rows:
-    if _is_plain(composition):
-        return stored[composition.parts[0]]
-    whole = {part: rows.read(0, rows.shape[0]) for part, rows in stored.items()}
-    return _ComposedRows(composition, num_rows, whole)
-
-
-def _is_plain(composition: Composition) -> bool:
-    return len(composition.parts) == 1 and not composition.draws
-
-
-class _Drawn:
-    """The numbers that a run's tables began with, drawn again in the very order."""
-
-    def __init__(self, run: Run) -> None:
-        self._config = run.recipe.model
-        self._generator = torch.Generator().manual_seed(run.recipe.seed)
-
-    def runs(
-        self, composition: Composition, num_rows: int, stored: Mapping[str, StoredRows]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Runs of the next table's ids: where each starts, and its vectors, shape (n, D)."""
-        if _is_plain(composition):
-            ((part, rows),) = stored.items()
-            yield from self._table(composition, part, rows)
-            return
-        whole = {}
-        for part, rows in stored.items():
-            values = [values for _, values in self._table(composition, part, rows)]
-            whole[part] = torch.cat(values)
-        drawn = _ComposedRows(composition, num_rows, whole)
-        for start, stop in drawn_rows(*drawn.shape):
-            yield start, drawn.read(start, stop)
-
-    def _table(
-        self, composition: Composition, name: str, stored: StoredRows
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Runs of the rows of the next table in memory."""
-        config, (num_rows, dim) = self._config, stored.shape
-        how = composition.draws.get(name, Draw(num_rows))
-        for start, stop in drawn_rows(num_rows, dim):
-            values = torch.empty(stop - start, dim, dtype=stored.dtype)
-            draw_(values, how, config.init, self._generator, config.embedding_std)
-            yield start, values
 
 
 class _Table:

@@ -38,6 +38,7 @@ from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
 from fastdlrm.train.device import device_name, resolve_device
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
 
@@ -241,7 +242,8 @@ class Run:
 
 
 def with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
-    """The config with the [data] that the dataset was prepared with: it says how raw files look.
+    """The config with the [data] that the dataset was prepared with, which says how raw files look,
+    and with the widths of its tables.
 
     Args:
         dataset: What is trained on.
@@ -253,7 +255,8 @@ def with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
             "[data] of the config is not what %s was prepared with; the dataset's holds",
             dataset.folder,
         )
-    return msgspec.structs.replace(recipe, data=data)
+    recipe = msgspec.structs.replace(recipe, data=data)
+    return with_table_dims(recipe, dataset.schema, dataset.manifest.encoding)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -198,7 +198,7 @@ class ShardedSparseOptimizer:
         return {**named, "num_steps": self._num_steps}
 
     def _mean_squares(self, scalars: Tensor) -> list[Tensor | None]:
-        """For each stack, the mean of each read row's squared gradient over all D columns."""
+        """For each stack, the mean of each read row's squared gradient over all columns."""
         scale = StepScalars(*scalars.tolist()).gradient_scale
         parts = []
         for optimizer, group in zip(self._stacks, self._tables.placement.groups, strict=True):
@@ -208,8 +208,7 @@ class ShardedSparseOptimizer:
                 values = scaled_gradient(weight, gradient, self._rule, scale).values
                 gradient = RowGradient(gradient.rows, values.float().square().sum(1))
             parts.append(gradient)
-        D = self._tables.placement.plan.embedding_dim
-        return [None if total is None else total / D for total in self._over_columns(parts)]
+        return self._over_columns(parts, takes_mean=True)
 
     def _sum_weight_gradients(self) -> None:
         """Give every owner of some columns of a row the gradient of the row's pooling weight."""
@@ -219,16 +218,20 @@ class ShardedSparseOptimizer:
             if weights is not None and optimizer.gradient() is not None and total is not None:
                 weights.gradient = weights.gradient._replace(values=total.unsqueeze(1))
 
-    def _over_columns(self, parts: Sequence[RowGradient | None]) -> list[Tensor | None]:
+    def _over_columns(
+        self, parts: Sequence[RowGradient | None], *, takes_mean: bool = False
+    ) -> list[Tensor | None]:
         """One number a read row, summed over the owners of its columns.
 
         Args:
             parts: For each stack, values of shape (U,), of its columns; None: nothing was read.
+            takes_mean: Whether the sum is divided by the row's columns.
 
         Returns:
             For each stack the sums; None where it has no table.
         """
         assert self._column_sums is not None
+        plan = self._tables.placement.plan
         like, groups = self._tables.placement.replicated.weight, self._tables.placement.groups
         by_table: dict[str, Tensor] = {}
         for part, group in zip(parts, groups, strict=True):
@@ -237,6 +240,8 @@ class ShardedSparseOptimizer:
             else:
                 by_table |= _by_table(group.tables, *part)
         totals = self._column_sums(by_table, like)
+        if takes_mean:
+            totals = {table: total / plan.dim_of(table) for table, total in totals.items()}
         return [
             torch.cat([totals[table] for table in group.tables.num_embeddings])
             if group.tables.num_embeddings

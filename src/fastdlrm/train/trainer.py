@@ -24,6 +24,7 @@ from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.device import resolve_device
+from fastdlrm.train.dims import describe_mixed_dims
 from fastdlrm.train.evaluate import evaluate
 from fastdlrm.train.matmul import settle
 from fastdlrm.train.memory import describe, describe_compression, memory_plan, require_memory
@@ -187,8 +188,9 @@ class Trainer:
         else:
             items = rank_memory(self._sharding.prediction, world.rank, self._device)
         self._on_message(describe(items))
-        for line in describe_compression(run.recipe, manifest.schema, manifest.encoding):
-            self._on_message(line)
+        for tell in (describe_mixed_dims, describe_compression):
+            for line in tell(run.recipe, manifest.schema, manifest.encoding):
+                self._on_message(line)
         require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:

@@ -394,6 +394,11 @@ def test_tables_in_another_order_are_refused(tmp_path):
             "model.pooling is 'mean'; reference knows 'sum'",
         ),
         (
+            "reference",
+            make_config(table_dims={"a": 2, "b": 4}),
+            "table 'a' has 2 of 4 columns (model.table_dims); reference takes tables of",
+        ),
+        (
             "torchrec",
             make_config(table_pooling={"b": "mean"}),
             "table 'b': model.pooling is 'mean'; torchrec knows 'sum' alone",

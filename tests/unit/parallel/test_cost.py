@@ -50,6 +50,18 @@ def test_a_whole_table() -> None:
     assert {kind: load[1, kind] for kind in Load} == pytest.approx(expected)
 
 
+def test_a_narrow_table_travels_apart_and_shares_no_sums() -> None:
+    changes = {"sparse_optimizer": "rowwise_adagrad", "table_dims": {"b": 3}}
+    of = CostModel(workload(**changes), MACHINE, 2)
+    for plan, rows in ((table_wise(4, 3, 1), 4), (row_wise(4, 3, [0, 1]), 2)):
+        load = of.load("b", plan)[1]
+        assert load[Load.TABLE_BYTES] == rows * 3 * 4
+        assert load[Load.STATE_BYTES] == rows * 4
+        assert load[Load.COLUMNS] == 3
+        assert load[Load.SHARED_NUMBERS] == 0
+        assert load[Load.CUT] == 1
+
+
 def test_rows_are_shared_and_vectors_are_not() -> None:
     """Each owner sends whole vectors and reads the rows it has."""
     load = model().load("a", row_wise(8, 4, [1, 0]))

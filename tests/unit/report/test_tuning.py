@@ -60,7 +60,12 @@ def study(tmp_path):
 
 def test_history(study):
     best, complete, others = charts(study)["Value by trial"].series
-    assert (list(best.places), list(best.values)) == ([0, 2, 4], [0.7, 0.7, 0.75])
+    assert list(zip(best.places, best.values, strict=True)) == [
+        (0, 0.7),
+        (2, 0.7),
+        (3, 0.7),
+        (4, 0.75),
+    ]
     assert (list(complete.places), list(complete.values)) == ([0, 2, 4], [0.7, 0.65, 0.75])
     assert (list(others.places), list(others.values)) == ([3], [0.55])
 
@@ -80,14 +85,14 @@ def test_slices_and_importance(study):
     assert list(others.places) == [0.001]
     (layers,) = found["layers"].series
     # of [8]: 0.55, 0.7, 0.75; of [8, 8]: 0.65
-    assert list(found["layers"].rows) == ["[8] (3 trials)", "[8, 8] (1 trials)"]
+    assert list(found["layers"].rows) == ["[8] (3 trials)", "[8, 8] (1 trial)"]
     assert (layers.values, layers.low, layers.high) == ([0.7, 0.65], [0.55, 0.65], [0.75, 0.65])
 
 
 def test_less_may_be_better(tmp_path):
     settings = msgspec.structs.replace(planted().settings, metric="ne", is_higher_better=False)
     found = charts(Study(tmp_path, planted(settings=settings, best=2)))
-    assert list(found["Value by trial"].series[0].values) == [0.7, 0.65, 0.65]
+    assert list(found["Value by trial"].series[0].values) == [0.7, 0.65, 0.65, 0.65]
 
 
 def test_the_table_of_trials(study):
