@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_accuracy import SEEDS, SHOWN, prepared
-from bench_precision import mean_of
+from bench_precision import interval
 from results_file import write
 
 from fastdlrm.config import load_config, to_tree
@@ -124,7 +124,7 @@ def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
         name: samples[0][name] for name in ("num_parameters", "num_dense_parameters")
     }
     for name in ("auc", "ne", "log_loss"):
-        found[name] = mean_of([sample[name] for sample in samples])
+        found[name] = interval([sample[name] for sample in samples])
     return found
 
 

@@ -9,7 +9,7 @@ import statistics
 import sys
 from typing import Any
 
-from bench_precision import mean_of
+from bench_precision import interval
 from render_recipe import recipe_adult, recipe_criteo_generated, recipe_criteo_sample, recipe_test
 from render_serving import (
     export_precision,
@@ -121,7 +121,7 @@ def baselines() -> str:
 def _less_than_dlrm(samples: list[dict[str, Any]], model: str) -> dict[str, float] | None:
     """Mean difference of AUC to DLRM, pairs of one seed; None for DLRM."""
     aucs = [{s["seed"]: s["auc"] for s in samples if s["model"] == m} for m in (model, "dlrm")]
-    return None if model == "dlrm" else mean_of([auc - aucs[1][k] for k, auc in aucs[0].items()])
+    return None if model == "dlrm" else interval([auc - aucs[1][k] for k, auc in aucs[0].items()])
 
 
 def pipeline() -> str:
