@@ -25,12 +25,21 @@ def fastdlrm(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def prepared(folder: Path, preset: str, inputs: list[str], num_generated: int = 0) -> str:
+    """A dataset of the inputs, or of a log of so many rows that is generated first."""
+    if num_generated:
+        rows = ("--rows", str(num_generated), "--files", "4", "--seed", "7")
+        fastdlrm("generate", *rows, "--out", str(folder / "log"))
+        inputs = [f"{folder}/log/day_*"]
+    flags = [flag for path in inputs for flag in ("--input", path)]
+    fastdlrm("prepare", "--config", preset, *flags, "--out", str(folder / "data"))
+    return str(folder / "data")
+
+
 def main() -> None:
     preset, *inputs = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        data = str(Path(folder) / "data")
-        flags = [flag for path in inputs for flag in ("--input", path)]
-        fastdlrm("prepare", "--config", preset, *flags, "--out", data)
+        data = prepared(Path(folder), preset, inputs)
         samples = []
         for seed in SEEDS:
             run = str(Path(folder) / f"run-{seed}")

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ SHARES = (4, 16)
 """A table above the threshold keeps about one row in so many."""
 
 
-def ways(sizes: dict[str, int]) -> dict[str, str]:
-    """By name, [model.compression] as a value of TOML."""
-    found = {"plain": "{}"}
+def ways(sizes: dict[str, int]) -> dict[str, tuple[str, ...]]:
+    """By name, overrides of the preset."""
+    found: dict[str, tuple[str, ...]] = {"plain": ()}
     large = {name: rows for name, rows in sizes.items() if rows > THRESHOLD}
     for share in SHARES:
         for num_hashes in (1, 2):
@@ -44,26 +45,26 @@ def ways(sizes: dict[str, int]) -> dict[str, str]:
                 f"{name} = {{kind = 'hash', num_rows = {rows // share}, num_hashes = {num_hashes}}}"
                 for name, rows in large.items()
             )
-            found[f"hash-{num_hashes}-{share}"] = f"{{tables = {{{tables}}}}}"
+            found[f"hash-{num_hashes}-{share}"] = (f"model.compression={{tables = {{{tables}}}}}",)
         for operation in ("add", "mult", "concat"):
             kind = f"kind = 'quotient_remainder', operation = '{operation}'"
             default = f"{{{kind}, num_collisions = {share}}}"
             name = f"quotient_remainder-{operation}-{share}"
-            found[name] = f"{{threshold_rows = {THRESHOLD}, default = {default}}}"
+            rule = f"{{threshold_rows = {THRESHOLD}, default = {default}}}"
+            found[name] = (f"model.compression={rule}",)
     return found
 
 
 def measure(
-    dataset: Dataset, folder: Path, seed: int, way: str, compression: str
+    dataset: Dataset, folder: Path, seed: int, way: str, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """Train one way, and test it."""
-    overrides = (f"seed={seed}", f"model.compression={compression}")
-    recipe = load_config(PRESET, Recipe, (*OVERRIDES, *overrides))
+    recipe = load_config(PRESET, Recipe, (*OVERRIDES, f"seed={seed}", *overrides))
     run = Run.create(folder, recipe, dataset)
     result = Trainer(run, dataset).train()
     device = torch.device("cpu")
     values = evaluate(run.load_model("best"), dataset.split("test"), 8192, device)
-    layout = layout_of(recipe.model, dataset.schema, dataset.manifest.encoding)
+    layout = layout_of(run.recipe.model, dataset.schema, dataset.manifest.encoding)
     return {
         "way": way,
         "seed": seed,
@@ -76,12 +77,18 @@ def measure(
     }
 
 
-def main() -> None:
+def compare(name: str, ways_of: Callable[[dict[str, int]], dict[str, tuple[str, ...]]]) -> None:
+    """Measure ways on rows and seeds of the command line, and write the result.
+
+    Args:
+        name: Of the result.
+        ways_of: Rows by table -> overrides of the preset by way.
+    """
     num_rows, *seeds = [int(word) for word in sys.argv[1:]] or [300_000]
     seeds = seeds or [1, 2, 3]
     logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         generate(folder / "log", num_rows=num_rows, num_files=2, gzip=False, seed=7)
         best = json.loads((folder / "log" / "teacher.json").read_text())["auc"]
         inputs = expand_inputs([str(folder / "log" / "day_*")])
@@ -91,9 +98,9 @@ def main() -> None:
         sizes = table_sizes(dataset.schema, dataset.manifest.encoding)
         samples = []
         for seed in seeds:
-            for way, compression in ways(sizes).items():
-                place = folder / f"{way}-{seed}"
-                samples.append(measure(dataset, place, seed, way, compression))
+            for way, overrides in ways_of(sizes).items():
+                out = folder / f"{way}-{seed}"
+                samples.append(measure(dataset, out, seed, way, overrides))
                 print(samples[-1], flush=True)
     config = {
         "preset": PRESET,
@@ -102,8 +109,8 @@ def main() -> None:
         "seeds": seeds,
         "threshold_rows": THRESHOLD,
     }
-    print(write("compression", config, samples, {"best_auc": best}))
+    print(write(name, config, samples, {"best_auc": best}))
 
 
 if __name__ == "__main__":
-    main()
+    compare("compression", ways)

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench_accuracy import SEEDS, SHOWN, fastdlrm
+from bench_accuracy import SEEDS, SHOWN, fastdlrm, prepared
 from results_file import write
 
 VARIANTS = {
@@ -35,15 +35,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        inputs = options.inputs
-        if options.generate:
-            log = Path(folder) / "log"
-            rows = ("--rows", str(options.generate), "--files", "4", "--seed", "7")
-            fastdlrm("generate", *rows, "--out", str(log))
-            inputs = [f"{log}/day_*"]
-        data = str(Path(folder) / "data")
-        flags = [flag for path in inputs for flag in ("--input", path)]
-        fastdlrm("prepare", "--config", options.preset, *flags, "--out", data)
+        data = prepared(Path(folder), options.preset, options.inputs, options.generate)
 
         def sample(seed: int, variant: str) -> dict[str, Any]:
             run = str(Path(folder) / f"run-{seed}-{variant}")
@@ -69,8 +61,13 @@ def difference(samples: list[dict[str, Any]], variant: str) -> dict[str, float]:
     """Mean difference of AUC to fp32 over the seeds, and half the width of its interval."""
     aucs = {name: [s["auc"] for s in samples if s["variant"] == name] for name in VARIANTS}
     pairs = [a - b for a, b in zip(aucs[variant], aucs["fp32"], strict=True)]
-    half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return {"mean": statistics.mean(pairs), "half": half}
+    return interval(pairs)
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """A mean and half the width of its 95 % interval."""
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": statistics.mean(values), "half": half}
 
 
 if __name__ == "__main__":

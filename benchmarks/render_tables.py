@@ -3,11 +3,14 @@
 With --check nothing is written, and the exit status says whether all are up to date.
 """
 
+import json
 import re
 import statistics
 import sys
 from typing import Any
 
+from bench_precision import interval
+from render_recipe import recipe_adult, recipe_criteo_generated, recipe_criteo_sample, recipe_test
 from render_serving import (
     export_precision,
     serving_overload,
@@ -62,6 +65,59 @@ def accuracy() -> str:
     lines.append("")
     lines.append(f"Means and standard deviations over five seeds. {where('accuracy-adult')}")
     return "\n".join(lines)
+
+
+BASELINES = {
+    "adult": "UCI Adult",
+    "criteo-sample": "Criteo's sample",
+    "criteo-generated": "the generated log",
+}
+"""Presets of bench_baselines.py."""
+
+
+def baseline_settings() -> str:
+    """What makes a baseline of the preset criteo-generated."""
+    lines = ["| model | keys of `[model]` |", "|---|---|"]
+    for model, keys in load("baselines-criteo-generated")["config"]["settings"].items():
+        text = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in keys.items())
+        lines.append(f"| `{model}` | {text or 'the preset as it stands'} |")
+    return "\n".join([*lines, "", "As for the preset `criteo-generated`, whose D is 16."])
+
+
+def baselines() -> str:
+    """Test metrics of the models on three data sets."""
+    lines = []
+    for preset, data in BASELINES.items():
+        content = load(f"baselines-{preset}")
+        seeds = len({sample["seed"] for sample in content["samples"]})
+        lines += [
+            f"| {data}, {seeds} seeds | test AUC | less DLRM's | NE | parameters "
+            "| of them outside the tables |",
+            "|---|---|---|---|---|---|",
+        ]
+        for model, found in content["result"].items():
+            cells = [f"`{model}`"]
+            less = _less_than_dlrm(content["samples"], model)
+            for part, sign in ((found["auc"], ""), (less, "+"), (found["ne"], "")):
+                cells.append(f"{part['mean']:{sign}.4f} ± {part['half']:.4f}" if part else "")
+            cells += [f"{found[k]:,}" for k in ("num_parameters", "num_dense_parameters")]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    best = load("baselines-criteo-generated")["config"]
+    lines.append(
+        "Means and their 95 % intervals over the seeds, differences by pairs of one seed; nothing "
+        "was tuned for any of them. "
+        f"The generated log has {best['rows']:,} rows, and no model can reach more than an AUC of "
+        f"{best['best_auc']:.4f} on it. "
+        + " ".join(dict.fromkeys(where(f"baselines-{preset}") for preset in BASELINES))
+    )
+    return "\n".join(lines)
+
+
+def _less_than_dlrm(samples: list[dict[str, Any]], model: str) -> dict[str, float] | None:
+    """Mean difference of AUC to DLRM, pairs of one seed; None for DLRM."""
+    aucs = [{s["seed"]: s["auc"] for s in samples if s["model"] == m} for m in (model, "dlrm")]
+    return None if model == "dlrm" else interval([auc - aucs[1][k] for k, auc in aucs[0].items()])
 
 
 def pipeline() -> str:
@@ -346,8 +402,15 @@ def _cpu_line(label: str, precision: str, result: dict[str, Any], plain: float) 
 TABLES = {
     ROOT / "README.md": (accuracy, pipeline, train_cuda, train_dcnv2, parallel, serving_peers),
     ROOT / "docs" / "guides" / "large-data.md": (prepare_scale,),
+    ROOT / "docs" / "guides" / "accuracy.md": (
+        recipe_test,
+        recipe_adult,
+        recipe_criteo_sample,
+        recipe_criteo_generated,
+    ),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
     ROOT / "docs" / "guides" / "compression.md": (compression,),
+    ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines),
     ROOT / "docs" / "performance.md": (
         train_cuda,
         train_dcnv2,

@@ -11,10 +11,11 @@ import torch
 from fastdlrm.batch import Batch
 from fastdlrm.data.random import RandomShape, draw_batch
 from fastdlrm.data.synthetic import IdConfig
+from fastdlrm.model.build import build_interaction
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
-from fastdlrm.model.interaction import Interaction, Vectors, build_interaction
+from fastdlrm.model.interaction import Interaction, Vectors
 from fastdlrm.model.lookup import Tables
 from fastdlrm.model.mlp import build_mlp
 from fastdlrm.train.config import (

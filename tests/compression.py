@@ -16,6 +16,7 @@ from fastdlrm.model.composition import (
 from fastdlrm.model.compressed import CompressedTables, Compression
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.mixed_tables import MixedTables, joined_stacks, width_groups
+from fastdlrm.model.pooling import TablePooling, by_feature
 
 KINDS = {
     "hash": lambda table, n: hashed(table, n, max(n // 3, 1), 2),
@@ -31,22 +32,28 @@ def make_compressed(
     features: Sequence[str],
     kinds: Mapping[str, str],
     dim: int,
-    pooling: str = "sum",
+    pooling: TablePooling = "sum",
 ) -> tuple[CompressedTables, dict[str, Composition]]:
     """Tables in this process, not drawn; how each is made."""
     made = {name: KINDS[kinds[name]](name, n) for name, n in sizes.items()}
     rows = {held: n for each in made.values() for held, n in each.num_embeddings.items()}
     dims = {held: dim // each.num_pieces for each in made.values() for held in each.num_embeddings}
     parts = [part for feature in features for part in made[feature].parts]
+    of_parts = (
+        pooling
+        if isinstance(pooling, str)
+        else {held: pooling[name] for name, each in made.items() for held in each.num_embeddings}
+    )
     groups = width_groups(rows, parts, dims, dim)
     stacks = [
         EmbeddingTables(
-            group.num_embeddings, group.feature_tables, embedding_dim=group.width, pooling=pooling
+            group.num_embeddings, group.feature_tables, embedding_dim=group.width, pooling=of_parts
         )
         for group in groups
     ]
     tables = joined_stacks(rows, dim, groups, stacks)
-    compression = Compression([made[feature] for feature in features], pooling)
+    rules = by_feature(pooling, features)
+    compression = Compression([made[feature] for feature in features], rules)
     return CompressedTables(tables, compression), made
 
 

@@ -4,14 +4,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastdlrm.model.build import build_interaction
 from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.cross import CrossInteraction, CrossVectorInteraction
+from fastdlrm.model.deep import DeepInteraction
+from fastdlrm.model.factorization import FactorizationInteraction
 from fastdlrm.model.interaction import (
-    CrossInteraction,
     DotInteraction,
     Interaction,
     ProjectionInteraction,
     Vectors,
-    build_interaction,
 )
 from tests import oracles
 
@@ -25,6 +27,9 @@ SETTINGS: dict[str, dict[str, object]] = {
         "projection_branch1": (11, 2),  # in multiples of D, but for the hidden layer
         "projection_branch2": (3,),
     },
+    "fm": {"interaction": "fm"},
+    "dcn": {"interaction": "cross_vector", "num_cross_layers": 3, "deep_mlp": (7, 5)},
+    "dot_deep": {"interaction": "dot", "deep_mlp": (6,)},
 }
 """Keys of the [model] section by name; of projection the last widths are in multiples of D."""
 
@@ -60,6 +65,14 @@ def make_interaction(
 def expected(interaction: Interaction, vector: np.ndarray | None, pooled: np.ndarray) -> np.ndarray:
     """What an interaction gives, by the oracles, in float64."""
     joined = oracles.cat_interaction(vector, pooled)
+    if isinstance(interaction, DeepInteraction):
+        deep = oracles.mlp(joined, linears(interaction.deep_mlp), relu_last=True)
+        return np.concatenate([expected(interaction.beside, vector, pooled), deep], 1)
+    if isinstance(interaction, FactorizationInteraction):
+        return oracles.factorization(vector, pooled)
+    if isinstance(interaction, CrossVectorInteraction):
+        layers = list(zip(numbers(interaction.weight), numbers(interaction.bias), strict=True))
+        return oracles.cross_vector_network(joined, layers)
     if isinstance(interaction, DotInteraction):
         return oracles.dot_interaction(vector, pooled, interaction.include_diagonal)
     if isinstance(interaction, CrossInteraction):

@@ -39,6 +39,13 @@ CASES: dict[str, dict[str, object]] = {
         "train.gradient_clip_norm": 0.5,
         "train.gradient_accumulation_steps": 2,
     },
+    "fm-linear_dense": {
+        **_interaction("fm"),
+        "model.bottom_mlp": (DIM,),
+        "model.bottom_relu": False,
+        "model.top_mlp": (),
+    },
+    "dcn-deep": _interaction("dcn"),
     "mse-adamw-polynomial": {
         "train.loss": "mse",
         "train.dense_optimizer.name": "adamw",
@@ -58,6 +65,29 @@ CASES: dict[str, dict[str, object]] = {
     "multiplied-mean": {
         "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
         "model.pooling": "mean",
+    },
+    "narrow-projected-mean": {
+        "model.table_dims": {"item": 5, "words": 2, "user": 1},
+        "model.table_projection": True,
+        "model.pooling": "mean",
+        "model.weighted_pooling": "learned",
+        "train.sparse_optimizer.name": "rowwise_adagrad",
+    },
+    "learned_weights-one_mean-rowwise": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"words": "mean"},
+    },
+    "learned_weights-multiplied-adam-clipped": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"item": "mean"},
+        "model.compression": {
+            "tables": {
+                "item": {"kind": "quotient_remainder"},
+                "user": {"kind": "hash", "num_rows": 20},
+            }
+        },
+        "train.sparse_optimizer.name": "adam",
+        "train.gradient_clip_norm": 0.5,
     },
 }
 """Overrides of a config's keys by case."""

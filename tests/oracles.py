@@ -78,6 +78,31 @@ def cross_network(x: Array, layers: Sequence[tuple[Array, Array, Array]]) -> Arr
     return np.array(out)
 
 
+def cross_vector_network(x: Array, layers: Sequence[tuple[Array, Array]]) -> Array:
+    """w (W,) and b (W,) a layer; x_{l+1} = x_0 (x_l . w) + b + x_l, as DCN's equation 3."""
+    out = []
+    for start in x:
+        row = list(start)
+        for weight, bias in layers:
+            product = sum(a * b for a, b in zip(row, weight, strict=True))
+            row = [x0 * product + b + x_l for x0, b, x_l in zip(start, bias, row, strict=True)]
+        out.append(row)
+    return np.array(out)
+
+
+def factorization(dense: Array | None, pooled: Array) -> Array:
+    """The sum of the vectors' first numbers, and of the products of the others, pair by pair."""
+    out = []
+    for b in range(len(pooled)):
+        vectors = list(pooled[b]) if dense is None else [dense[b], *pooled[b]]
+        total = sum(vector[0] for vector in vectors)
+        for i in range(len(vectors)):
+            for j in range(i):
+                total += sum(x * y for x, y in zip(vectors[i][1:], vectors[j][1:], strict=True))
+        out.append([total])
+    return np.array(out)
+
+
 def projection(dense: Array | None, first: Array, second: Array, dim: int) -> Array:
     """Dense vector, then row i of the first times column j of the second: (0,0), (0,1), ..."""
     out = []

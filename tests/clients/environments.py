@@ -1,7 +1,8 @@
 """Virtual environments of clients that are none of ours: one a client, kept between runs.
 
 They lie in the folder that FASTDLRM_CLIENT_VENVS names, else in the user's cache, under a name that
-tells their pins and the interpreter. Where pip cannot reach an index the test is skipped.
+tells their pins and the interpreter. Where pip cannot reach an index the test is skipped. A client
+that needs torch takes ours, and has all else that it needs beside it.
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,15 @@ NO_INDEX = (
 )
 
 
-def client_python(name: str) -> Path:
-    """The interpreter that has what clients/NAME.txt pins; made where it is not there."""
+def client_python(name: str, *, beside_ours: bool = False) -> Path:
+    """The interpreter that has what clients/NAME.txt pins; made where it is not there.
+
+    With `beside_ours` it finds our packages too, after its own.
+    """
     pins = HERE / f"{name}.txt"
-    tag = hashlib.sha256(pins.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    ours = sysconfig.get_path("purelib") if beside_ours else ""
+    told = pins.read_bytes() + sys.version.encode() + ours.encode()
+    tag = hashlib.sha256(told).hexdigest()[:12]
     place = os.environ.get("FASTDLRM_CLIENT_VENVS")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = (Path(place) if place else cache / "fastdlrm" / "client-venvs") / f"{name}-{tag}"
@@ -40,13 +47,17 @@ def client_python(name: str) -> Path:
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            _install(folder, pins)
+            _install(folder, pins, ours)
             (folder / "complete").touch()
     return folder / "bin" / "python"
 
 
-def _install(folder: Path, pins: Path) -> None:
+def _install(folder: Path, pins: Path, ours: str) -> None:
     command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", pins]
+    if ours:
+        command.append("--no-deps")  # torch is ours; the pins are all else
+        (own,) = folder.glob("lib/python*/site-packages")
+        (own / "ours.pth").write_text(f"{ours}\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode and any(text in done.stderr for text in NO_INDEX):
         pytest.skip(f"pip reaches no index that has the pins of {pins.name}: {folder.name}")

@@ -26,7 +26,8 @@ from fastdlrm.train import matmul
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import shard
-from fastdlrm.train.trainer import Progress, Trainer
+from fastdlrm.train.loop import Progress
+from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_dataset, tiny_recipe
 from tests.dist.ranks import Ranks
 
@@ -120,7 +121,7 @@ def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: P
 
 def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
-    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0")
+    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0", "model.weighted_pooling=learned")
     for size, stop in ((4, 8), (2, 16)):
         ranks.run(train_part, size, tmp_path / "parts", data, stop, size, recipe)
     train_part(tmp_path / "parts", data, None, 0, recipe)

@@ -177,8 +177,10 @@ def assert_as_one_process(run: Path, work: Work) -> None:
 
 def test_a_user_trains_on_four_processes(single: Work, tmp_path: Path) -> None:
     """One log, one result, no word of torch's."""
-    log = tmp_path / "log"
-    arguments = single.arguments(tmp_path / "run", "--nproc", "4", "--json")
+    log, mllog = tmp_path / "log", tmp_path / "mllog"
+    unreachable = ("--set", "train.target_metric_value=1.0", "--set", "mlperf={organization='us'}")
+    more = ("--nproc", "4", "--json", "--mllog", str(mllog), *unreachable)
+    arguments = single.arguments(tmp_path / "run", *more)
     with started("fastdlrm", *arguments, log=log) as process:
         out, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, log.read_text()
@@ -189,6 +191,9 @@ def test_a_user_trains_on_four_processes(single: Work, tmp_path: Path) -> None:
     assert len(steps) == json.loads(out)["step"]
     others = [line.split()[0] for line in lines if not line.startswith("step ")]
     assert others == ["memory", "float32", "a"]  # held, products, predicted and measured
+    events = [json.loads(line.partition(" ")[2]) for line in mllog.read_text().splitlines()]
+    ends = [event["metadata"]["status"] for event in events if event["key"] == "run_stop"]
+    assert ends == ["aborted"]
 
 
 @pytest.mark.parametrize("size", [2, 4])

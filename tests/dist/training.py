@@ -22,7 +22,7 @@ from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.step import TrainStep
-from tests.training import DIM, FEATURES, TABLES, make_model
+from tests.training import DIM, FEATURES, TABLES, make_model, pooling_of
 
 State = dict[str, Tensor | TensorShard]
 
@@ -84,7 +84,7 @@ def _train(case: Case, world: World, device: str) -> tuple[list[float], State]:
         case.plan,
         FEATURES,
         world,
-        pooling=changes.get("pooling", "sum"),
+        pooling=pooling_of(changes.get("pooling", "sum")),
         dtype=changes.pop("table_dtype", torch.float32),
     )
     model = make_model(tables=tables, **changes)

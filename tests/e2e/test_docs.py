@@ -1,13 +1,14 @@
 """What the documentation tells a reader to type works as it stands."""
 
 import re
+import shlex
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from tests.builders import ROOT, fastdlrm, guide_blocks, run_bash
+from tests.builders import ROOT, fastdlrm, guide_blocks, invoke, run_bash
 
 
 def test_the_tutorial_runs(tmp_path):
@@ -41,6 +42,15 @@ def test_the_guide_to_the_model_runs(tmp_path):
     done = run_bash("\n".join(guide_blocks("docs/guides/model.md")), tmp_path)
     assert done.returncode == 0, done.stderr
     assert "num_cross_layers" in (tmp_path / "MODEL" / "manifest.json").read_text()
+
+
+def test_the_guide_to_other_programs_checkpoints_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = guide_blocks("docs/guides/import.md")
+    for line in block.replace("\\\n", "").splitlines():
+        said = invoke(*shlex.split(line)[1:])
+    assert "dlrm-torchrec.pt" in said
+    assert {"RUN", "dlrm.pt"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_guide_to_exporting_runs(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from fastdlrm.contracts.host import Fact
@@ -15,6 +16,8 @@ EVENTS = ("instructions", "cycles", "cache-references", "cache-misses", "LLC-loa
 PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 START_S = 0.3
 """That `perf` takes to attach."""
+UNTRIED = "not counted"
+"""What `perf` says of an event that had no time on a counter: not that there is none."""
 
 
 def count(call: Callable[[int], object], calls: int) -> dict[str, Fact]:
@@ -31,6 +34,18 @@ def count(call: Callable[[int], object], calls: int) -> dict[str, Fact]:
     perf = shutil.which("perf")
     if perf is None:
         return _none("perf is not installed; install linux-tools for this kernel")
+    return _refused(perf) or _count(perf, call, calls)
+
+
+@cache
+def _refused(perf: str) -> dict[str, Fact]:
+    """Why this machine counts nothing, looked at once; empty where it counts something."""
+    found = _count(perf, lambda _: None, 1)
+    facts = [found[name] for name in EVENTS if name in found]
+    return {} if any(fact.value is not None or UNTRIED in fact.reason for fact in facts) else found
+
+
+def _count(perf: str, call: Callable[[int], object], calls: int) -> dict[str, Fact]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "perf.csv"
         command = [perf, "stat", "-x", ",", "-o", str(out), "-e", ",".join(EVENTS)]

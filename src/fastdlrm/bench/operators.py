@@ -11,6 +11,7 @@ Shapes: B batch, L ids in the batch, U different rows among them.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 import msgspec
 import torch
@@ -36,8 +37,6 @@ from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.step import TrainStep
 
 BATCH_SIZES = (1, 16, 64, 256, 1024)
-PROFILED_STEPS = 16
-"""In a block."""
 COUNTED_S = 0.5
 """Of steps under hardware counters, about."""
 
@@ -241,9 +240,9 @@ def _measurements(
             counters=_counters(case, device, calls),
         )
     ]
+    steps = ceil(effort.min_samples / effort.num_rounds)
     blocks = [
-        class_times(case.call, device, PROFILED_STEPS, OPERATOR_CLASSES)
-        for _ in range(effort.num_rounds)
+        class_times(case.call, device, steps, OPERATOR_CLASSES) for _ in range(effort.num_rounds)
     ]
     for name in CLASS_NAMES:
         rounds = tuple(tuple(block[name]) for block in blocks)

@@ -18,7 +18,7 @@ LEVELS = {"low": 0.5, "medium": 1.0, "high": 1.5}
 """Of an SLA, times the preset's."""
 
 FULL = Effort(warmup_s=5.0, seconds=30.0, spread=0.02, min_samples=0, num_rounds=5)
-QUICK = Effort(warmup_s=0.5, seconds=2.0, spread=0.1, min_samples=0, num_rounds=1)
+QUICK = Effort(warmup_s=0.3, seconds=1.0, spread=0.12, min_samples=0, num_rounds=1)
 """Of a probe: warm-up, seconds; of a search: tolerance; seeds."""
 LADDER = (16, 32, 64, 128, 256, 512, 1024)
 OFFLOAD_LADDER = (96, 128, 192, 256, 384, 512)

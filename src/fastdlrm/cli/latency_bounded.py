@@ -52,7 +52,7 @@ def latency_bounded(
     ] = "search",
     quick: Quick = False,
     seconds: Annotated[
-        float | None, typer.Option(help="Of a probe, at least; 30, with --quick 2.")
+        float | None, typer.Option(help="Of a probe, at least; 30, with --quick 1.")
     ] = None,
     repeats: Annotated[
         int | None, typer.Option(help="Seeds; 5, with --quick or --mode reference 1.", min=1)

@@ -10,9 +10,10 @@ import typer
 
 from fastdlrm.cli.launch import launch_again, without
 from fastdlrm.cli.options import Config, Json, Overrides, emit
+from fastdlrm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastdlrm.train.trainer import Progress
+    from fastdlrm.train.loop import Progress
 
 
 def train(
@@ -28,6 +29,9 @@ def train(
     nproc: Annotated[
         int, typer.Option(help="Processes on this machine that share the work, one a GPU.", min=1)
     ] = 1,
+    mllog: Annotated[
+        Path | None, typer.Option(help="File to write MLPerf's log to; see the section [mlperf].")
+    ] = None,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +54,8 @@ def train(
         return
     from fastdlrm.data.dataset import Dataset
     from fastdlrm.parallel.world import World
-    from fastdlrm.train.device import resolve_device
+    from fastdlrm.train.device import device_name, resolve_device
+    from fastdlrm.train.mllog import Mllog, require_loggable
     from fastdlrm.train.run import Run
     from fastdlrm.train.sharding import shard
     from fastdlrm.train.trainer import Trainer
@@ -58,14 +63,25 @@ def train(
     with World.of_environment().alike():
         recipe = load_config(config, Recipe, overrides or ())
         device = resolve_device(recipe.train.device)
+        if resume and mllog is not None:
+            raise ConfigError(
+                f"--mllog {mllog} with --resume: MLPerf times a run from its start; leave out one"
+            )
     with World.of_environment(device) as world:
         dataset = world.on_each(lambda: Dataset.open(data))
+        if mllog is not None:
+            with world.alike():
+                require_loggable(recipe, has_validation="validation" in dataset.manifest.splits)
         sharding = shard(recipe, dataset, world, device, plan)
         is_restart = world.any(world.restart_count > 0)
         make = Run.resume if resume or is_restart else Run.create
         run = world.on_first(lambda: make(out, recipe, dataset))
+        log = world.on_each(lambda: Mllog(mllog if world.is_first else None))
+        log.init_start(recipe.mlperf, device_name(device))
         with _display(world.is_first) as (on_progress, on_message):
-            trainer = Trainer(run, dataset, on_progress, on_message, world=world, sharding=sharding)
+            trainer = Trainer(
+                run, dataset, on_progress, on_message, world=world, sharding=sharding, mllog=log
+            )
             result = trainer.train()
     if not world.is_first:
         return
@@ -82,6 +98,8 @@ def train(
                 "last validation AUC": result.validation.auc,
                 "last validation log loss": result.validation.log_loss,
             }
+        if recipe.train.target_metric_value is not None:
+            lines["target"] = "reached" if result.reached_target else "not reached"
         lines["folder"] = result.run
         if not result.is_finished:
             lines["stopped"] = "by a signal; continue with --resume"

@@ -88,8 +88,8 @@ class ExportedModel:
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
         layout = layout_of(config, schema, encoding)
         self._tables = open_tables(folder / TABLES, config, layout, manifest.table_dtype, device)
-        tables = layout.wrapped(self._tables)
-        model = with_weights(folder / MLP, config, schema, tables).to(device)
+        self._lookup = layout.wrapped(self._tables)
+        model = with_weights(folder / MLP, config, schema, self._lookup).to(device)
         self._predictor = predictor_of(model, manifest, device)
         self.program = program or manifest.program
         self._graphs: GraphedPredictor | None = None
@@ -150,7 +150,7 @@ class ExportedModel:
             return self._graphs(batch)
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
         if self._dense is not None:
-            return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
+            return self._dense(moved.dense, self._lookup(moved.sparse, torch.float32))
         return self._predictor(moved.dense, moved.sparse).cpu()
 
     @property

@@ -30,6 +30,7 @@ from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.layout import layout_of
 from fastdlrm.model.mixed_tables import MixedTables
+from fastdlrm.model.pooling import by_feature
 
 FILE = "model.onnx"
 MAX_TABLE_BYTES = 2 * 10**9
@@ -124,7 +125,8 @@ def build_onnx_model(
     schema, dtype = manifest.schema, manifest.table_dtype
     layout = layout_of(config, schema, manifest.encoding)
     tables = open_tables(folder / TABLES, config, layout, dtype)
-    lookup = _Lookup(tables, layout.feature_tables, dtype)
+    takes_mean = [rule == "mean" for rule in by_feature(layout.pooling, layout.feature_tables)]
+    lookup = _Lookup(tables, layout.feature_tables, takes_mean, dtype)
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -193,12 +195,20 @@ class _Lookup(nn.Module):
     Args:
         tables: As they are stored.
         used: The table of each feature.
+        takes_mean: Of each feature, whether its bags' sums are divided by their sizes.
         dtype: Of the rows.
     """
 
     order: Tensor
+    takes_mean: Tensor
 
-    def __init__(self, tables: StoredTables, used: Sequence[str], dtype: TableDtype) -> None:
+    def __init__(
+        self,
+        tables: StoredTables,
+        used: Sequence[str],
+        takes_mean: Sequence[bool],
+        dtype: TableDtype,
+    ) -> None:
         super().__init__()
         parts = (
             [part for part in tables.parts() if len(part[1])]
@@ -206,7 +216,8 @@ class _Lookup(nn.Module):
             else [(tables, torch.arange(len(used)))]
         )
         self.dim, self.num_features = tables.embedding_dim, len(used)
-        self.is_mean = parts[0][0].pooling == "mean" if parts else False
+        self.has_means = any(takes_mean)
+        self.register_buffer("takes_mean", torch.tensor(takes_mean).unsqueeze(1))
         self.stacks: list[_Rows] = nn.ModuleList(  # type: ignore[assignment]
             _Rows(*part, used, dtype) for part in parts
         )
@@ -239,8 +250,9 @@ class _Lookup(nn.Module):
             rows = rows * weights.unsqueeze(1)
         D = self.dim
         pooled = torch.zeros(F * B, D).scatter_add(0, bags.unsqueeze(1).expand(-1, D), rows)
-        if self.is_mean:
-            pooled = pooled / flat.clamp(min=1).unsqueeze(1)
+        if self.has_means:
+            divisors = torch.where(self.takes_mean, lengths.clamp(min=1), 1)
+            pooled = pooled / divisors.reshape(-1, 1)
         return pooled.view(F, B, D).transpose(0, 1)
 
     def _widened(self, rows: Tensor) -> Tensor:

@@ -28,10 +28,11 @@ from fastdlrm.kernels.quantized_lookup import (
     quantized_lookup,
     quantized_row_bytes,
 )
-from fastdlrm.model.config import Init, ModelConfig, Pooling
+from fastdlrm.model.config import Init, ModelConfig
 from fastdlrm.model.embedding import Draw, EmbeddingTables, StackedTables
 from fastdlrm.model.layout import Layout
 from fastdlrm.model.mixed_tables import MixedTables, joined_stacks, width_groups
+from fastdlrm.model.pooling import TablePooling
 
 PLAIN: dict[TableDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZED: dict[TableDtype, QuantizedDtype] = {"int8": "int8", "int4": "int4"}
@@ -161,7 +162,7 @@ class QuantizedTables(StackedTables):
         *,
         stack: Tensor,
         dtype: QuantizedDtype,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
     ) -> None:
         """Take a stack as it is.
 
@@ -191,7 +192,7 @@ class QuantizedTables(StackedTables):
             self.weight,
             self.rows(sparse),
             None if sparse.lengths is None else sparse.offsets(),
-            sparse.weights,
+            self.weighted(sparse).weights,
             self.pooling,
             dtype or torch.float32,
             row_dtype=self.dtype,
@@ -224,7 +225,7 @@ def stored_tables(
     dim: int,
     dims: Mapping[str, int] | None = None,
     dtype: TableDtype,
-    pooling: Pooling,
+    pooling: TablePooling,
     device: torch.device | str = "cpu",
 ) -> StoredTables:
     """The tables of a file: mapped on the CPU, copied to a GPU.
@@ -285,7 +286,7 @@ def open_tables(
         dim=config.embedding_dim,
         dims=layout.dims,
         dtype=dtype,
-        pooling=config.pooling,
+        pooling=layout.pooling,
         device=device,
     )
 

@@ -51,19 +51,21 @@ class Layer(NamedTuple):
     bias_grad: Tensor
 
 
-def mlp_forward(x: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-    """Linear, ReLU, linear, ReLU, ...; every layer ends in ReLU.
+def mlp_forward(x: Tensor, layers: Sequence[Layer], *, relu_last: bool = True) -> list[Tensor]:
+    """Linear, ReLU, linear, ReLU, ...
 
     Args:
         x: Shape (B, K) of the first layer.
         layers: In order; may be empty.
+        relu_last: Whether the last layer ends in ReLU as the others do.
 
     Returns:
         The input and each layer's output: what the backward pass needs. The last is the result.
     """
     activations = [x]
-    for layer in layers:
-        activations.append(linear_relu(activations[-1], layer.weight, layer.bias))
+    for index, layer in enumerate(layers, 1):
+        call = linear_relu if relu_last or index < len(layers) else F.linear
+        activations.append(call(activations[-1], layer.weight, layer.bias))
     return activations
 
 
@@ -146,8 +148,8 @@ def mlp_backward(
     """The gradients of all parameters, and of the input.
 
     Args:
-        grad: Gradient of the last layer's result before its ReLU, shape (B, N), of the compute
-            type; with no layers the gradient of the input. Used up.
+        grad: Gradient of the last layer's result before its ReLU, if any, shape (B, N), of the
+            compute type; with no layers the gradient of the input. Used up.
         activations: As `mlp_forward` returned them.
         layers: The same layers; their gradients are written.
         needs_input_grad: Whether the input's gradient is asked for.

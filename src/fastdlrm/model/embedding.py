@@ -7,7 +7,7 @@ Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.lookup import pooled_lookup, stack_rows
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+DRAWN_NUMBERS = 1 << 22
+"""Numbers of a table drawn at a time where no process is to hold a whole one."""
+FOLDED_ROWS = 1 << 16
+"""Rows that are multiplied by their pooling weights at a time."""
 
 
 class Draw(NamedTuple):
@@ -46,7 +51,7 @@ class StackedTables(nn.Module):
     Attributes:
         num_embeddings: Rows by table, in stack order.
         num_rows: Of all tables.
-        pooling: How the rows of a bag become one vector.
+        pooling: What a lookup of `weighted` batches takes of the rows of a bag.
         weight: All rows, R of them.
         embedding_dim: D.
     """
@@ -54,13 +59,14 @@ class StackedTables(nn.Module):
     feature_starts: Tensor
     weight: Tensor
     embedding_dim: int
+    _takes_mean: Tensor | None
 
     def __init__(
         self,
         num_embeddings: Mapping[str, int],
         feature_tables: Sequence[str],
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         device: torch.device | str = "cpu",
     ) -> None:
         """Lay out the tables.
@@ -73,7 +79,10 @@ class StackedTables(nn.Module):
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
-        self.pooling = pooling
+        self.pooling, takes_mean = rule_and_means(pooling, feature_tables)
+        if takes_mean is not None:
+            takes_mean = takes_mean.to(device)
+        self.register_buffer("_takes_mean", takes_mean, persistent=False)
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         used = [self._starts[table] for table in feature_tables]
@@ -84,6 +93,12 @@ class StackedTables(nn.Module):
             dtype=torch.int32 if self.num_rows <= INT32_ROWS else torch.int64,
         )
         self.register_buffer("feature_starts", starts.to(device), persistent=False)
+
+    def compute_on(self, device: torch.device | str) -> None:
+        """Take batches on a device that reads the stack from afar."""
+        self.feature_starts = self.feature_starts.to(device)
+        if self._takes_mean is not None:
+            self._takes_mean = self._takes_mean.to(device)
 
     def initialise(
         self,
@@ -115,6 +130,10 @@ class StackedTables(nn.Module):
         """Each table's rows by name, as they are stored, live."""
         return {name: self.table(name) for name in self.num_embeddings}
 
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """The learned pooling weights of each table by name, live; none where none are learned."""
+        return {}
+
     def table(self, name: str) -> Tensor:
         """A table as a view of the stack, outside autograd."""
         return self.of_table(name, self.weight.detach())
@@ -127,6 +146,10 @@ class StackedTables(nn.Module):
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
         return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
+
+    def weighted(self, sparse: SparseBatch) -> SparseBatch:
+        """A batch as it is looked up by the one rule `pooling`."""
+        return with_shares(sparse, self._takes_mean)
 
     def by_sample(self, pooled: Tensor, sparse: SparseBatch) -> Tensor:
         """What was pooled bag by bag, shape (F * B, D), as (B, F, D), a view.
@@ -144,7 +167,10 @@ class EmbeddingTables(StackedTables):
     Attributes:
         weight: All tables, shape (R, D); uninitialised until `initialise`.
         embedding_dim: D.
+        pooling_weight: What each row is multiplied by in every bag, shape (R,); None for all ones.
     """
+
+    pooling_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -152,7 +178,7 @@ class EmbeddingTables(StackedTables):
         feature_tables: Sequence[str],
         *,
         embedding_dim: int,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         pin: bool = False,
@@ -179,6 +205,26 @@ class EmbeddingTables(StackedTables):
             advise_large_pages(stack)
         self.weight = nn.Parameter(stack)
         self.embedding_dim = embedding_dim
+        self.register_parameter("pooling_weight", None)
+
+    def learn_weights(self) -> None:
+        """Give each row a pooling weight, 1 at first; float32 for rows of 16 bits too."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        ones = torch.ones(self.num_rows, dtype=dtype, device=self.weight.device)
+        self.pooling_weight = nn.Parameter(ones)
+
+    @torch.no_grad()
+    def fold_weights(self) -> None:
+        """Multiply each row by its pooling weight, rounded to the rows' type; none is left.
+
+        Some rows at a time: no second copy of the tables is made.
+        """
+        if self.pooling_weight is None:
+            return
+        weights = self.pooling_weight.split(FOLDED_ROWS)
+        for rows, weight in zip(self.weight.split(FOLDED_ROWS), weights, strict=True):
+            rows.mul_(weight.unsqueeze(1))
+        self.pooling_weight = None
 
     @torch.no_grad()
     def draw(
@@ -191,6 +237,13 @@ class EmbeddingTables(StackedTables):
         draw_(drawn, how, init, generator, std)
         if not is_there:
             table.copy_(drawn)
+
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """See `StackedTables`."""
+        if self.pooling_weight is None:
+            return {}
+        stacked = self.pooling_weight.detach()
+        return {name: self.of_table(name, stacked) for name in self.num_embeddings}
 
     def segments(self, sparse: SparseBatch, offsets: Tensor | None) -> Tensor | None:
         """Where each feature's ids begin in a batch, and the end, shape (F + 1,), int64.
@@ -224,7 +277,10 @@ class EmbeddingTables(StackedTables):
     def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As `forward`, with the batch's `rows` at hand."""
         offsets = None if sparse.lengths is None else sparse.offsets()
-        weights = sparse.weights
+        weights = self.weighted(sparse).weights
+        if self.pooling_weight is not None:
+            learned = self.pooling_weight.index_select(0, rows)
+            weights = learned if weights is None else weights * learned
         pooled = pooled_lookup(self.weight, rows, offsets, weights, self.pooling, dtype)
         return self.by_sample(pooled, sparse)
 
@@ -248,3 +304,16 @@ def draw_(values: Tensor, how: Draw, init: Init, generator: torch.Generator, std
         values.uniform_(-bound, bound, generator=generator)
     else:
         values.normal_(0, std / math.sqrt(how.num_summed), generator=generator)
+
+
+def drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
+
+    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
+    """
+    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
+    num_runs = max(1, math.ceil(num_rows / step))
+    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
+    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
+        del edges[-2]
+    yield from pairwise(edges)

@@ -15,11 +15,12 @@ from fastdlrm.model.mlp import layers_of
 
 
 class Linear(NamedTuple):
-    """A linear layer's tensors, shape (N, K) and (N,), and the normalisation behind it."""
+    """A linear layer's tensors, shape (N, K) and (N,), and what is behind it."""
 
     weight: Tensor
     bias: Tensor
-    norm: nn.Module | None
+    norm: nn.Module | None = None
+    relu: bool = False
 
 
 class EvaluatedLayer(NamedTuple):
@@ -29,20 +30,24 @@ class EvaluatedLayer(NamedTuple):
         pieces: Its weight, as `weight_pieces` makes them.
         bias: Shape (N,).
         norm: The normalisation behind it.
+        relu: Whether ReLU follows.
     """
 
     pieces: tuple[Tensor, ...]
     bias: Tensor
     norm: nn.Module | None
+    relu: bool
 
 
 def linear_layers(mlp: nn.Module | None) -> list[Linear]:
-    """The linear layers of an MLP, each with the normalisation that follows it."""
+    """The linear layers of an MLP, each with the normalisation and the ReLU that follow it."""
     found: list[Linear] = []
     for module in layers_of(mlp):
         if isinstance(module, nn.Linear):
-            found.append(Linear(module.weight.detach(), module.bias.detach(), None))
-        elif not isinstance(module, nn.ReLU | nn.Dropout):
+            found.append(Linear(module.weight.detach(), module.bias.detach()))
+        elif isinstance(module, nn.ReLU):
+            found[-1] = found[-1]._replace(relu=True)
+        elif not isinstance(module, nn.Dropout):
             found[-1] = found[-1]._replace(norm=_Evaluated(module))
     return found
 
@@ -50,15 +55,15 @@ def linear_layers(mlp: nn.Module | None) -> list[Linear]:
 def evaluated(layers: Sequence[Linear], dtype: torch.dtype) -> list[EvaluatedLayer]:
     """Copies of layers in the type of their products."""
     return [
-        EvaluatedLayer(weight_pieces(layer.weight.to(dtype)), layer.bias.to(dtype), layer.norm)
-        for layer in layers
+        EvaluatedLayer(weight_pieces(weight.to(dtype)), bias.to(dtype), norm, relu)
+        for weight, bias, norm, relu in layers
     ]
 
 
 def through(layers: Sequence[EvaluatedLayer], x: Tensor) -> Tensor:
-    """Linear, norm, ReLU, linear, norm, ReLU, ..."""
-    for pieces, bias, norm in layers:
-        x = row_linear(x, pieces, bias, relu=norm is None)
+    """Linear, norm, ReLU, linear, norm, ReLU, ...; a norm is followed by ReLU."""
+    for pieces, bias, norm, relu in layers:
+        x = row_linear(x, pieces, bias, relu=relu and norm is None)
         if norm is not None:
             x = norm(x.float()).relu_().to(x.dtype)
     return x

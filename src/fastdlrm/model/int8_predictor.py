@@ -2,7 +2,7 @@
 
 Layers of few weights stay float32: they take little time, and a call in integers costs 30 us before
 it multiplies. So do the first layer, of the dense features, and the last, of one output, whose
-rounding would cost the most, and the interaction.
+rounding would cost the most, a layer without ReLU, and the interaction.
 
 Shapes: B batch.
 """
@@ -108,9 +108,12 @@ def activation_ranges(model: DLRM, batches: Iterable[Batch]) -> tuple[Range, ...
 
 
 def _rounded(layers: list[EvaluatedLayer], is_bottom: bool) -> list[bool]:
-    """Whether each layer is computed in integers."""
+    """Whether each layer is computed in integers; those end in ReLU."""
     sizes = [sum(piece.numel() for piece in layer.pieces) for layer in layers]
-    return [size >= MIN_WEIGHTS and not (is_bottom and at == 0) for at, size in enumerate(sizes)]
+    return [
+        size >= MIN_WEIGHTS and layer.relu and not (is_bottom and at == 0)
+        for at, (layer, size) in enumerate(zip(layers, sizes, strict=True))
+    ]
 
 
 def _steps(

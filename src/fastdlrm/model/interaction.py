@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdlrm.kernels.interaction import cat_interaction, dot_interaction, dot_interaction_width
-from fastdlrm.kernels.mlp import MIN_COLUMNS, row_linear, weight_pieces
-from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.evaluated import evaluated, linear_layers, through
-from fastdlrm.model.mlp import build_mlp, drawn_weight
+from fastdlrm.model.mlp import build_mlp
 
 Joined = Callable[[Tensor | None, Tensor], Tensor]
 """The bottom MLP's result (B, D) or None, pooled vectors (B, F, D) -> the top MLP's input."""
@@ -77,7 +75,11 @@ class Interaction(nn.Module):
     Attributes:
         vectors: What it joins.
         width: Of its result.
+        is_logit: Whether the first number of its result is a logit, to which the output layer adds
+            the rest: the weight of it begins at 1.
     """
+
+    is_logit: bool = False
 
     def __init__(self, vectors: Vectors, width: int) -> None:
         super().__init__()
@@ -111,7 +113,7 @@ class Interaction(nn.Module):
         On a CPU, from `MIN_ROWS` rows on, a sample's bits depend on nothing but the sample.
 
         Args:
-            dtype: Of products and result.
+            dtype: Of products and result; a logit is float32.
             width: The result is widened by zeros to it.
         """
         raise NotImplementedError
@@ -182,89 +184,7 @@ class CatInteraction(Interaction):
 
     def evaluated(self, dtype: torch.dtype, width: int) -> Joined:
         """See `Interaction`."""
-        return lambda vector, pooled: _widened(cat_interaction(vector, pooled), width)
-
-
-class CrossLayer(nn.Module):
-    """A layer of a cross network: y = U V x + b.
-
-    Attributes:
-        v: Shape (rank, W).
-        u: Shape (W, rank).
-        bias: Shape (W,).
-    """
-
-    def __init__(self, width: int, rank: int, generator: torch.Generator | None) -> None:
-        super().__init__()
-        self.v = drawn_weight(width, rank, generator)
-        self.u = drawn_weight(rank, width, generator)
-        self.bias = nn.Parameter(torch.zeros(width, device=self.u.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (B, W) -> (B, W)."""
-        return F.linear(F.linear(x, self.v), self.u, self.bias)
-
-
-class CrossInteraction(Interaction):
-    """A cross network on all vectors side by side, its matrices of low rank.
-
-    x_{l+1} = x_0 * (U_l V_l x_l + b_l) + x_l, element by element. As in TorchRec U and V begin with
-    Xavier's normal distribution, b with zeros.
-
-    Source: Wang et al. 2020 (DCN-v2), arXiv:2008.13535, equation 2; MLPerf's DLRM-DCNv2.
-    """
-
-    def __init__(
-        self, vectors: Vectors, num_layers: int, rank: int, generator: torch.Generator | None
-    ) -> None:
-        super().__init__(vectors, vectors.width)
-        self.rank = rank
-        self.layers = nn.ModuleList(
-            CrossLayer(self.width, rank, generator) for _ in range(num_layers)
-        )
-
-    def forward(self, vector: Tensor | None, pooled: Tensor) -> Tensor:
-        """See `Interaction`."""
-        x = start = cat_interaction(vector, pooled)
-        for layer in self.layers:
-            x = start * layer(x) + x
-        return x
-
-    def cost(self) -> Cost:
-        """See `Interaction`; kept are each layer's input, its narrow product and its wide one."""
-        n, W, rank = len(self.layers), self.width, self.rank
-        return Cost(((W, rank), (rank, W)) * n, n * W, 4 * n * W, n * (2 * W + rank))
-
-    def evaluated(self, dtype: torch.dtype, width: int) -> Joined:
-        """See `Interaction`."""
-        return _EvaluatedCross(self, dtype, width)
-
-
-class _EvaluatedCross:
-    """`CrossInteraction` in prediction; rounded after each multiplication and addition."""
-
-    def __init__(self, source: CrossInteraction, dtype: torch.dtype, width: int) -> None:
-        self._width = width
-        # on a CPU no product has fewer columns than keep their bits
-        self._wide, rank = max(width, MIN_COLUMNS), max(source.rank, MIN_COLUMNS)
-        self._layers = []
-        for layer in source.layers:
-            v, u, bias = (x.detach().to(dtype) for x in layer.parameters())
-            more, less = self._wide - source.width, rank - source.rank
-            self._layers.append(
-                (
-                    weight_pieces(F.pad(v, (0, more, 0, less))),
-                    weight_pieces(F.pad(u, (0, less, 0, more))),
-                    F.pad(bias, (0, more)),
-                )
-            )
-
-    def __call__(self, vector: Tensor | None, pooled: Tensor) -> Tensor:
-        x = start = _widened(cat_interaction(vector, pooled), self._wide)
-        for v, u, bias in self._layers:
-            narrow = row_linear(x, v, None, relu=False)
-            x = row_linear(narrow, u, bias, relu=False).mul_(start).add_(x)
-        return x[:, : self._width]
+        return lambda vector, pooled: widened(cat_interaction(vector, pooled), width)
 
 
 class ProjectionInteraction(Interaction):
@@ -330,32 +250,12 @@ class ProjectionInteraction(Interaction):
             first, second = (through(branch, x) for branch in branches)
             both = torch.cat([first.unflatten(1, (rows, D)), second.unflatten(1, (D, -1)).mT], 1)
             products = dot_interaction(None, both).index_select(1, pairs)
-            return _widened(products if vector is None else torch.cat([vector, products], 1), width)
+            return widened(products if vector is None else torch.cat([vector, products], 1), width)
 
         return join
 
 
-def build_interaction(
-    config: ModelConfig, vectors: Vectors, generator: torch.Generator | None = None
-) -> Interaction:
-    """The interaction that a config names.
-
-    Args:
-        config: Shape of the model.
-        vectors: What is joined.
-        generator: Of its weights, on the CPU; None: they are on no device and take no memory.
-    """
-    if config.interaction == "dot":
-        return DotInteraction(vectors, config.include_diagonal)
-    if config.interaction == "cat":
-        return CatInteraction(vectors)
-    if config.interaction == "cross":
-        return CrossInteraction(vectors, config.num_cross_layers, config.cross_rank, generator)
-    branches = config.projection_branch1, config.projection_branch2
-    return ProjectionInteraction(vectors, branches, generator)
-
-
-def _widened(x: Tensor, width: int) -> Tensor:
+def widened(x: Tensor, width: int) -> Tensor:
     """With zero columns up to a width."""
     missing = width - x.shape[1]
     return F.pad(x, (0, missing)) if missing else x

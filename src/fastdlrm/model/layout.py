@@ -14,9 +14,10 @@ from fastdlrm.model.compression_config import (
     NoCompression,
     QuotientRemainder,
 )
-from fastdlrm.model.config import ModelConfig
+from fastdlrm.model.config import ModelConfig, Pooling
 from fastdlrm.model.embedding import Draw
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.pooling import by_feature
 
 
 class Layout(NamedTuple):
@@ -29,6 +30,7 @@ class Layout(NamedTuple):
         feature_tables: The table of each feature that is looked up: of each sparse feature, or of
             each part of one whose table is compressed.
         draws: How tables that stand for others begin.
+        pooling: How the rows of a bag become one vector, by table.
         compression: Between the model's features and these; None where there is nothing between.
     """
 
@@ -37,6 +39,7 @@ class Layout(NamedTuple):
     embedding_dim: int
     feature_tables: list[str]
     draws: Mapping[str, Draw]
+    pooling: dict[str, Pooling]
     compression: Compression | None
 
     @property
@@ -69,11 +72,18 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
             is to be narrow as well, or the embedding dim cannot be cut.
     """
     sizes = table_sizes(schema, encoding)
-    tables = {name: _composition(config.compression, name, n) for name, n in sizes.items()}
+    if config.mixed_dims is not None and sizes and not config.table_dims:
+        raise ConfigError(
+            "model.mixed_dims is set without the columns it comes to; set model.table_dims, or "
+            "work them out by fastdlrm.train.dims.with_table_dims"
+        )
+    tables = {name: composition_of(config.compression, name, n) for name, n in sizes.items()}
     D = config.embedding_dim
     rows: dict[str, int] = {}
     dims: dict[str, int] = {}
     draws: dict[str, Draw] = {}
+    rules = {name: config.table_pooling.get(name, config.pooling) for name in sizes}
+    pooling: dict[str, Pooling] = {}
     for name, table in tables.items():
         if taken := sorted((rows.keys() | sizes.keys() - {name}) & table.num_embeddings.keys()):
             raise ConfigError(
@@ -89,7 +99,9 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         dim = config.table_dims.get(name, D // table.num_pieces)
         dims |= dict.fromkeys(table.num_embeddings, dim)
         draws |= table.draws
-    features = [tables[feature.table] for feature in schema.sparse]
+        pooling |= dict.fromkeys(table.num_embeddings, rules[name])
+    used = [feature.table for feature in schema.sparse]
+    features = [tables[name] for name in used]
     is_plain = rows == sizes or not features
     if squeezed := sorted(config.table_dims.keys() - rows.keys()):
         raise ConfigError(
@@ -102,7 +114,8 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
         D,
         [part for feature in features for part in feature.parts],
         draws,
-        None if is_plain else Compression(features, config.pooling),
+        pooling,
+        None if is_plain else Compression(features, by_feature(rules, used)),
     )
 
 
@@ -111,8 +124,13 @@ def table_sizes(schema: Schema, encoding: Encoding) -> dict[str, int]:
     return {table.name: encoding.tables[table.name].num_embeddings for table in schema.tables}
 
 
-def _composition(config: CompressionConfig, table: str, num_ids: int) -> Composition:
+def composition_of(config: CompressionConfig, table: str, num_ids: int) -> Composition:
     """How a table is held.
+
+    Args:
+        config: Says which tables are compressed.
+        table: Its name.
+        num_ids: Its rows as the dataset has them.
 
     Raises:
         ConfigError: It is named in the config, and would not become smaller.

@@ -137,6 +137,11 @@ class MixedTables(nn.Module, Generic[StackT]):
         """Each table's rows by name, as they are stored, live."""
         return {name: self.stack_of(name).table(name) for name in self.num_embeddings}
 
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """The learned pooling weights of each table by name, live; none where none are learned."""
+        found = {n: weights for s in self.stacks for n, weights in s.pooling_weights().items()}
+        return {name: found[name] for name in self.num_embeddings if name in found}
+
     def forward(self, sparse: SparseBatch, dtype: torch.dtype | None = None) -> Tensor:
         """Look up and pool a batch.
 

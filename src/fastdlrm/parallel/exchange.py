@@ -288,8 +288,6 @@ class JaggedExchange:
         parts = []
         for slot in group.slots:
             feature = features[slot.feature]
-            if group.needs_shares:
-                feature = feature.with_shares()
             if slot.is_partial:
                 feature = feature.between(slot.shard.first_row, slot.shard.num_rows)
             parts.append(feature.padded(M))
@@ -330,12 +328,6 @@ class _Feature:
     ids: Tensor
     lengths: Tensor
     weights: Tensor | None
-
-    def with_shares(self) -> "_Feature":
-        """Weights that make the sum of a bag its mean."""
-        shares = torch.repeat_interleave(1 / self.lengths.clamp(min=1), self.lengths)
-        weights = shares if self.weights is None else shares * self.weights
-        return replace(self, weights=weights)
 
     def between(self, first_row: int, num_rows: int) -> "_Feature":
         """What of each bag lies in a run of rows, counted from its first."""

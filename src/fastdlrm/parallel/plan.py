@@ -59,6 +59,11 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """d of a table."""
         return self.table_dims.get(table, self.embedding_dim)
 
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether rows of one bag may lie on several ranks."""
+        return any(table.sharding == "row_wise" for table in self.tables.values())
+
     def of_rank(self, rank: int) -> dict[str, Shard]:
         """The shard of each table that a rank holds, data_parallel tables aside."""
         return {

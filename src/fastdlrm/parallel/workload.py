@@ -64,6 +64,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sparse_optimizer: str = "sgd"
     """sgd, adagrad, rowwise_adagrad or adam."""
 
+    learns_weights: bool = False
+    """Whether each row has a learned pooling weight."""
+
     def dim_of(self, table: str) -> int:
         """Columns of a table."""
         return self.table_dims.get(table, self.embedding_dim)

@@ -114,6 +114,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Validation metric that picks the best checkpoint and stops early."""
     early_stop_patience: int = 0
     """Evaluations without a new best before training stops; 0: never."""
+    target_metric_value: float | None = None
+    """Training ends with the first evaluation whose best_metric is as good; unset: never."""
     checkpoint_every_steps: int = 0
     """Steps between checkpoints; 0: only at evaluations and at the end."""
     keep_checkpoints: int = 2
@@ -164,6 +166,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of "
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        target = self.target_metric_value
+        if target is not None and not 0 <= target < math.inf:
+            raise ConfigError(
+                f"train.target_metric_value is {target}; a value of {self.best_metric}, 0 or more, "
+                "is allowed"
             )
         if self.loss != "weighted_bce" and self.class_weights != (1.0, 1.0):
             raise ConfigError(f"train.class_weights need loss = 'weighted_bce', not {self.loss!r}")

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from fastdlrm.batch import Batch
 from fastdlrm.kernels.logit_loss import LossRule, logit_loss
 from fastdlrm.kernels.mlp import mlp_backward, mlp_forward
+from fastdlrm.model.deep import DeepInteraction
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.interaction import widened
 from fastdlrm.model.lookup import Lookup
 from fastdlrm.model.mlp import layers_of
 from fastdlrm.train.dense_optimizer import DenseOptimizer
-from fastdlrm.train.join import join_of, linears, widened
+from fastdlrm.train.join import Within, join_of, linears
 from fastdlrm.train.loss import LossFunction
+from fastdlrm.train.projected_join import ProjectedJoin
 
 TakeGradient = Callable[[Tensor], None]
 """Called with the gradient of the pooled vectors, shape (B, F, D), or as `RowSource` asks."""
@@ -101,6 +104,8 @@ class AutogradHead:
 class FusedHead:
     """Linear layers with ReLU around an interaction, forward and backward written out.
 
+    The bottom MLP's last layer may be without ReLU.
+
     Args:
         model: `why_not_fused` is None for it.
         loss: Of logits against labels.
@@ -110,7 +115,7 @@ class FusedHead:
     def __init__(self, model: DLRM, loss: LossRule, optimizer: DenseOptimizer) -> None:
         self._loss = loss
         self._dtype = optimizer.compute.dtype
-        layer = optimizer.layer
+        layer, ends = optimizer.layer, layers_of(model.bottom_mlp)
         *bottom, joint = [f"bottom_mlp.{i}" for i in linears(model.bottom_mlp)] or [""]
         *top, last = [f"top_mlp.{i}" for i in linears(model.top_mlp)]
         self._bottom = [layer(name, pad_outputs=True) for name in bottom]
@@ -119,7 +124,11 @@ class FusedHead:
         self._top = [layer(name, pad_outputs=True) for name in top]
         self._last = layer(last, pad_outputs=False, master=True)
         width = (self._top[0] if self._top else self._last).weight.shape[1]
-        self._join = join_of(model.interaction, optimizer, width)
+        self._bottom_relu = bool(ends) and isinstance(ends[-1], nn.ReLU)
+        within = Within(optimizer, "interaction.", self._bottom_relu)
+        self._join = join_of(model.interaction, within, width)
+        if model.table_projection is not None:
+            self._join = ProjectedJoin(model.table_projection, optimizer, self._join)
 
     @torch.no_grad()
     def __call__(
@@ -135,10 +144,12 @@ class FusedHead:
         bottom: list[Tensor] = []
         if self._bottom:
             width = self._bottom[0].weight.shape[1]
-            bottom = mlp_forward(widened(batch.dense, width).to(self._dtype), self._bottom)
+            dense = widened(batch.dense, width).to(self._dtype)
+            bottom = mlp_forward(dense, self._bottom, relu_last=self._bottom_relu)
         vector = bottom[-1] if bottom else None
         joined, backward = self._join(lookup, vector, batch.num_samples)
-        top = mlp_forward(joined, self._top)
+        # a logit among the joined is float32, which hidden layers do not take
+        top = mlp_forward(joined.to(self._dtype) if self._top else joined, self._top)
         end = logit_loss(
             top[-1],
             self._last,
@@ -172,7 +183,9 @@ class FusedHead:
 
 def why_not_fused(model: DLRM) -> str | None:
     """What of a model `FusedHead` does not know; None if it knows it all."""
-    for mlp in (model.bottom_mlp, model.top_mlp):
+    join = model.interaction
+    deep_mlp = join.deep_mlp if isinstance(join, DeepInteraction) else None
+    for mlp in (model.bottom_mlp, model.top_mlp, deep_mlp):
         for module in layers_of(mlp):
             if not isinstance(module, nn.Linear | nn.ReLU):
                 return f"the model has {type(module).__name__} layers"

@@ -14,6 +14,7 @@ from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.model.layout import layout_of, table_sizes
+from fastdlrm.model.table_projection import build_projection
 from fastdlrm.parallel import footprint
 from fastdlrm.parallel.footprint import size_text
 from fastdlrm.parallel.topology import free_host_bytes
@@ -61,17 +62,24 @@ def memory_plan(
     bottom, top = [N, *model.bottom_mlp][bool(not N) :], [interaction.width, *model.top_mlp, 1]
     parameters = footprint.num_parameters(bottom) + footprint.num_parameters(top)
     parameters += interaction.num_parameters
+    projection = build_projection(model, schema, None)
+    parameters += 0 if projection is None else projection.num_parameters
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
+    tables = numbers * footprint.TABLE_BYTES[train.table_dtype]
+    state = R * per_row + numbers * per_number
+    if model.weighted_pooling == "learned":
+        tables, state = tables + R * footprint.WEIGHT_BYTES, state + R * (per_row + per_number)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
     kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
+    kept += 0 if projection is None else 2 * F * D
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
     sort = int(B * P * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
-        MemoryItem("tables", of_tables, numbers * footprint.TABLE_BYTES[train.table_dtype]),
-        MemoryItem("tables' optimizer", of_tables, R * per_row + numbers * per_number),
+        MemoryItem("tables", of_tables, tables),
+        MemoryItem("tables' optimizer", of_tables, state),
         MemoryItem("MLPs and their optimizer", compute, parameters * per_parameter),
         MemoryItem("activations", compute, activations),
         MemoryItem("order of ids and sums of rows", compute, sort),

@@ -62,7 +62,7 @@ class MixedSparseOptimizer:
     @property
     def why_no_graph(self) -> str:
         """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
-        return ""
+        return self._stacks[0].why_no_graph
 
     def look_up(
         self, sparse: SparseBatch, counts: Sequence[int] = (), *, is_whole: bool
@@ -88,7 +88,9 @@ class MixedSparseOptimizer:
 
     def squared_norm(self) -> Tensor:
         """Sum of the squares of the accumulated gradient, without l2: a scalar on the device."""
-        return torch.stack([optimizer.squared_norm() for optimizer in self._stacks]).sum()
+        device = self._tables.stacks[0].feature_starts.device
+        norms = [optimizer.squared_norm().to(device) for optimizer in self._stacks]
+        return torch.stack(norms).sum()
 
     def next_scalars(self, learning_rate: float) -> StepScalars:
         """Count a step and give its numbers; `apply` does it."""

@@ -71,7 +71,9 @@ class TrainStep:
         )
         self.sparse_optimizer = _sparse_optimizer(model.tables, config, world)
         # What of the gradient is known before the bottom MLP's backward pass, and the rest.
-        self._early = self.dense_optimizer.gradient_of("interaction.", "top_mlp.")
+        self._early = self.dense_optimizer.gradient_of(
+            "table_projection.", "interaction.", "top_mlp."
+        )
         self._late = self.dense_optimizer.gradient_of("bottom_mlp.")
         self._head: Head
         if unfused:

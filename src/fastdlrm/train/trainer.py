@@ -6,8 +6,7 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -24,9 +23,12 @@ from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.device import resolve_device
+from fastdlrm.train.dims import describe_mixed_dims
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.loop import Clock, LoopState, Progress, TrainResult
 from fastdlrm.train.matmul import settle
 from fastdlrm.train.memory import describe, describe_compression, memory_plan, require_memory
+from fastdlrm.train.mllog import SILENT, Mllog, described
 from fastdlrm.train.records import Records
 from fastdlrm.train.run import Run
 from fastdlrm.train.schedule import learning_rate
@@ -39,63 +41,10 @@ RANDOM_STATES: dict[str, Callable[[Tensor], None]] = {
     "cuda": torch.cuda.set_rng_state,
 }
 
+T = TypeVar("T")
+
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
-
-
-class LoopState(msgspec.Struct, kw_only=True):
-    """Where the loop stands, besides the tensors."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    epoch: int = 0
-    """Epoch of the next batch."""
-    batch: int = 0
-    """Index of the next global batch in its epoch."""
-    best_value: float | None = None
-    """Best validation metric so far."""
-    best_step: int | None = None
-    """Step of the best validation metric."""
-    evaluations_since_best: int = 0
-    """For early stopping."""
-    validation: MetricValues | None = None
-    """Metrics of the last evaluation."""
-    window_steps: int = 0
-    """Steps since the last training record."""
-
-
-class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training run ends with."""
-
-    run: str
-    """The run's folder."""
-    step: int
-    """Optimizer steps done in all."""
-    is_finished: bool
-    """False where a signal stopped it; --resume continues."""
-    stopped_early: bool
-    """Whether early_stop_patience ended it."""
-    best_step: int | None
-    """Step of the best checkpoint; None without validation."""
-    validation: MetricValues | None
-    """Metrics of the last evaluation."""
-    samples_per_s: float
-    """Training rows a second in this process, evaluation and checkpoints left out."""
-    data_wait_share: float
-    """Share of the training time spent waiting for the loader."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a progress display is told after each step."""
-
-    step: int
-    total_steps: int
-    epoch: int
-    samples_per_s: float
-    data_wait_share: float
-    loss: float | None
-    """Mean since the last training record; None between records."""
 
 
 class Trainer:
@@ -106,8 +55,11 @@ class Trainer:
         dataset: With a train split, and a validation split if anything is to be evaluated.
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
+        on_evaluation: Called after each evaluation with the steps done and its metrics, on the
+            first rank; True ends the training there, as a signal does.
         world: This rank and the others.
         sharding: Where the tables lie; None where all of them lie in this process.
+        mllog: Told of epochs and evaluations, on the first rank.
     """
 
     def __init__(
@@ -117,11 +69,14 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
         *,
+        on_evaluation: Callable[[int, MetricValues], bool] = lambda step, values: False,
         world: World = ALONE,
         sharding: Sharding | None = None,
+        mllog: Mllog = SILENT,
     ) -> None:
         self.run = run
         self._sharding = sharding
+        self._mllog = mllog
         self._world = world
         if not self._world.is_first:
             on_progress, on_message = (lambda progress: None), (lambda message: None)
@@ -129,6 +84,8 @@ class Trainer:
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
         self._on_message = on_message
+        self._on_evaluation = on_evaluation
+        self._is_ended = False
         self._train = dataset.split("train")
         self._validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -158,7 +115,7 @@ class Trainer:
             on_message(self._graph_line())
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._saved: dict[str, Any] = {}
         self._saver = None
         if self._world.size > 1 or self._device.type == "cuda":
@@ -174,8 +131,9 @@ class Trainer:
         else:
             items = rank_memory(self._sharding.prediction, world.rank, self._device)
         self._on_message(describe(items))
-        for line in describe_compression(run.recipe, manifest.schema, manifest.encoding):
-            self._on_message(line)
+        for tell in (describe_mixed_dims, describe_compression):
+            for line in tell(run.recipe, manifest.schema, manifest.encoding):
+                self._on_message(line)
         require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:
@@ -197,6 +155,8 @@ class Trainer:
 
     def train(self) -> TrainResult:
         """Run to the end, to an early stop, or to a signal; always leaves a checkpoint."""
+        rows = 0 if self._validation is None else len(self._validation)
+        self._mllog.run_start(described(self.run.recipe, len(self._train), rows))
         with StopRequest() as stop:
             try:
                 is_stopped = False
@@ -209,6 +169,7 @@ class Trainer:
                     self._saver.wait()
                 self._compare()
             finally:
+                self._mllog.run_stop(self._has_reached_target(), self._epochs_done())
                 self._step.close()
                 if self._records is not None:
                     self._records.close()
@@ -217,11 +178,33 @@ class Trainer:
             step=self._state.step,
             is_finished=self._is_done(),
             stopped_early=self._is_out_of_patience(),
+            reached_target=self._has_reached_target(),
             best_step=self._state.best_step,
             validation=self._state.validation,
             samples_per_s=self._clock.samples_per_s,
             data_wait_share=self._clock.data_wait_share,
         )
+
+    def start_from(self, fill: Callable[[TrainStep], T]) -> T:
+        """Leave a checkpoint before the first step, of numbers from elsewhere, and end.
+
+        Args:
+            fill: Lays them into the `state_tensors` of model and optimizers.
+
+        Returns:
+            What `fill` returns.
+        """
+        try:
+            filled = fill(self._step)
+            self._step.dense_optimizer.refresh()
+            self._save()
+            if self._saver is not None:
+                self._saver.wait()
+        finally:
+            self._step.close()
+            if self._records is not None:
+                self._records.close()
+        return filled
 
     def _compare(self) -> None:
         """Say how the run compares with what was predicted."""
@@ -237,6 +220,8 @@ class Trainer:
         """Steps until the epoch, the run or the process is to end; whether a signal ended it."""
         state = self._state
         batches = self._loader.epoch(state.epoch, state.batch)
+        self._mllog.epoch_start(state.epoch)
+        self._block_start()
         try:
             self._clock.start()
             for batch in batches:
@@ -253,10 +238,15 @@ class Trainer:
                     return False
         finally:
             batches.close()
+            self._mllog.epoch_stop()
         return False
 
     def _must_stop(self, stop: StopRequest) -> bool:
-        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        """Whether an evaluation or a signal asks for the end: on a signal the ranks agree now and
+        then.
+        """
+        if self._is_ended:
+            return True
         is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
         return is_due and self._world.any(stop.requested)
 
@@ -322,7 +312,8 @@ class Trainer:
         """Evaluate on validation, keep the best, count towards early stopping."""
         assert self._validation is not None
         state, metric = self._state, self._config.best_metric
-        began = time.perf_counter_ns()
+        began, done = time.perf_counter_ns(), self._epochs_done()
+        self._mllog.eval_start(done)
         model = self._step.model
         values = evaluate(
             model, self._validation, self._config.eval_batch_size, self._device, self._world
@@ -330,6 +321,7 @@ class Trainer:
         seconds = (time.perf_counter_ns() - began) / 1e9
         state.validation = values
         value = getattr(values, metric)
+        self._mllog.eval_stop(done, value)
         if value is not None and is_better(metric, value, state.best_value):
             state.best_value, state.best_step = value, state.step
             state.evaluations_since_best = 0
@@ -343,13 +335,32 @@ class Trainer:
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
         self._save()
+        self._is_ended = self._world.on_first(lambda: self._on_evaluation(state.step, values))
+        if state.batch and not self._is_done():
+            self._block_start()
 
     def _is_out_of_patience(self) -> bool:
         patience = self._config.early_stop_patience
         return bool(patience) and self._state.evaluations_since_best >= patience
 
+    def _has_reached_target(self) -> bool:
+        best, target = self._state.best_value, self._config.target_metric_value
+        if best is None or target is None:
+            return False
+        return not is_better(self._config.best_metric, target, best)
+
     def _is_done(self) -> bool:
-        return self._state.step >= self.total_steps or self._is_out_of_patience()
+        is_at_end = self._state.step >= self.total_steps
+        return is_at_end or self._is_out_of_patience() or self._has_reached_target()
+
+    def _epochs_done(self) -> float:
+        share = self._config.global_batch_size / len(self._train)
+        return self._state.epoch + self._state.batch * share
+
+    def _block_start(self) -> None:
+        every = self._config.evaluate_every_steps
+        planned = every * self._config.global_batch_size / len(self._train) if every else 1.0
+        self._mllog.block_start(self._epochs_done(), planned)
 
     def _save(self) -> None:
         """Write a checkpoint of this state, unless it is written already; delete old ones.
@@ -420,32 +431,3 @@ class Trainer:
 def _of_rank(name: str, rank: int) -> str:
     """Name in a checkpoint of what a rank has of its own."""
     return f"{name}.{rank}" if rank else name
-
-
-class _Clock:
-    """Time spent training and waiting for data, evaluation and checkpoints left out."""
-
-    def __init__(self) -> None:
-        self._mark = self._wait_ns = self._step_ns = self._samples = 0
-
-    def start(self) -> None:
-        self._mark = time.perf_counter_ns()
-
-    def has_data(self) -> None:
-        now = time.perf_counter_ns()
-        self._wait_ns += now - self._mark
-        self._mark = now
-
-    def has_stepped(self, num_samples: int) -> None:
-        self._step_ns += time.perf_counter_ns() - self._mark
-        self._samples += num_samples
-
-    @property
-    def samples_per_s(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._samples / (total / 1e9) if total else 0.0
-
-    @property
-    def data_wait_share(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._wait_ns / total if total else 0.0

@@ -54,6 +54,21 @@ def test_without_perf_it_says_what_to_install(monkeypatch):
     assert all("install linux-tools" in fact.reason for fact in found.values())
 
 
+@pytest.mark.parametrize(
+    ("lines", "num_made"),
+    [("<not supported>,,cycles,0,0.00,,", 0), ("<not counted>,,cycles,0,0.00,,", 3)],
+)
+def test_what_a_machine_lacks_is_looked_for_once(tmp_path, monkeypatch, lines, num_made):
+    """An event without a counter ends it; one that had no time on a counter may have it yet."""
+    perf = tmp_path / "perf"
+    perf.write_text(f"#!/bin/sh\necho '{lines}' > \"$5\"\n")  # perf stat -x , -o FILE
+    perf.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = []
+    assert count(made.append, 3)["cycles"].value is None
+    assert len(made) == num_made
+
+
 @pytest.mark.parametrize("calls", [3])
 def test_every_call_is_made_and_every_event_answered(calls):
     made = []

@@ -68,11 +68,15 @@ def untrained(folder, config, **features):
 
 @pytest.mark.parametrize(
     ("pooling", "tables", "dims"),
-    [("sum", "fp32", {}), ("mean", "bf16", {}), ("mean", "fp32", {"item": 3, "word": 1})],
+    [
+        ({"pooling": "sum"}, "fp32", {}),
+        ({"pooling": "mean"}, "bf16", {}),
+        ({"pooling": "mean", "table_pooling": {"word": "sum"}}, "fp32", {"item": 3, "word": 1}),
+    ],
 )
 def test_weighted_bags(tmp_path, pooling, tables, dims):
-    shape = {"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (8,), "pooling": pooling}
-    shape["table_dims"] = dims
+    shape = {"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (8,), **pooling}
+    shape |= {"table_dims": dims, "table_projection": bool(dims)}
     config = ModelConfig(**shape, norm="layer", init="normal", embedding_std=1.0)
     source = untrained(tmp_path, config)
     options = ExportOptions(name="ctr", tables=tables, onnx_model=True)

@@ -119,12 +119,79 @@ def test_options_reach_the_layers() -> None:
     assert weights.abs().max() < 1e-5
 
 
+def test_dense_features_take_part_linearly() -> None:
+    """Logistic regression: twice the features, twice what they add to the logit."""
+    model = build(
+        2, 3, embedding_dim=1, bottom_mlp=(1,), bottom_relu=False, top_mlp=(), interaction="fm"
+    )
+    assert [type(m).__name__ for m in model.bottom_mlp] == ["Linear"]
+    (output,) = model.top_mlp
+    assert output.weight.tolist() == [[1.0]]
+    ids = torch.zeros(3, dtype=torch.int32)
+    sparse = SparseBatch(ids=ids, lengths=None, weights=None, num_features=3)
+    (dense,) = model.bottom_mlp
+    assert dense.weight.tolist() == [[0.0, 0.0]]
+    with torch.no_grad():
+        dense.weight.copy_(torch.tensor([[0.3, -0.2]]))
+    rows = [model.tables.table(name)[0].item() for name in ("t0", "t1", "t2")]
+    for x in (torch.tensor([[1.0, -3.0]]), torch.tensor([[-2.0, 6.0]])):
+        expected = (x @ dense.weight.T + dense.bias).item() + sum(rows) + output.bias.item()
+        assert model(x, sparse).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_linear_layer_ends_the_bottom_mlp_behind_others() -> None:
+    model = build(2, 3, bottom_relu=False, norm="layer")
+    names = ["Linear", "LayerNorm", "ReLU", "Linear"]
+    assert [type(m).__name__ for m in model.bottom_mlp] == names
+
+
+def test_the_deep_mlp_has_the_others_options() -> None:
+    model = build(2, 3, deep_mlp=(5,), norm="layer", dropout=0.5)
+    names = ["Linear", "LayerNorm", "ReLU", "Dropout"]
+    assert [type(m).__name__ for m in model.interaction.deep_mlp] == names
+
+
+def test_the_output_layer_adds_to_a_logit() -> None:
+    output = build(2, 3, interaction="fm", deep_mlp=(5,), top_mlp=()).top_mlp[0]
+    assert output.weight[0, 0] == 1
+    assert (output.weight[0, 1:] != 1).all()
+
+
+def test_dense_features_begin_as_0_in_a_logit_but_not_behind_a_relu() -> None:
+    linear = build(2, 3, interaction="fm", top_mlp=(), bottom_relu=False).bottom_mlp[-1]
+    assert not linear.weight.any()
+    assert not linear.bias.any()
+    model = build(2, 3, interaction="fm", top_mlp=())
+    assert (model.bottom_mlp[-2].weight != 0).all()
+    plain = build(2, 3, bottom_relu=False).bottom_mlp[-1]
+    assert (plain.weight != 0).all()
+
+
 def test_a_seed_is_a_model() -> None:
     before = torch.get_rng_state()
     one, two, other = build(2, 3, seed=1), build(2, 3, seed=1), build(2, 3, seed=2)
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.tables.weight, other.tables.weight)
+
+
+def test_tables_are_pooled_as_the_config_says() -> None:
+    # bags of one table each: ids 1, 1 and 2, 2, then 3, 3
+    sparse = SparseBatch(
+        ids=torch.tensor([1, 1, 2, 2, 3, 3], dtype=torch.int32),
+        lengths=torch.tensor([2, 2, 2], dtype=torch.int32),
+        weights=None,
+        num_features=3,
+    )
+    tables = build(2, 3, pooling="mean", table_pooling={"t1": "sum", "t2": "mean"}).tables
+    expected = [tables.table("t0")[1], 2 * tables.table("t1")[2], tables.table("t2")[3]]
+    torch.testing.assert_close(tables(sparse)[0].detach(), torch.stack(expected))
+
+
+def test_pooling_of_no_table() -> None:
+    message = "model.table_pooling.tea: no such table; the dataset has t0, t1, t2"
+    with pytest.raises(ConfigError, match=message):
+        build(2, 3, table_pooling={"t1": "sum", "tea": "mean"})
 
 
 def test_dense_features_need_a_bottom_mlp() -> None:

@@ -69,6 +69,19 @@ def test_is_near_and_its_bits_are_a_samples_own(num_dense: int, interaction: str
         assert torch.equal(coarse(part.dense, part.sparse), together[start : start + count])
 
 
+def test_a_layer_without_relu_stays_float32() -> None:
+    """Its 4,096 x 8 weights would be enough."""
+    model = make_model(bottom=(4096, 8), top=(512, 96)).eval()
+    batch = as_batch()
+    assert len(activation_ranges(model, [batch])) == 2
+    model.bottom_mlp = model.bottom_mlp[:-1]
+    ranges = activation_ranges(model, [batch])
+    assert len(ranges) == 1
+    coarse, exact = Int8Predictor(model, ranges), Predictor(model)
+    difference = coarse(batch.dense, batch.sparse) - exact(batch.dense, batch.sparse)
+    assert difference.abs().mean() < 0.05 * exact(batch.dense, batch.sparse).std()
+
+
 def test_refusals() -> None:
     model = make_model(norm="layer").eval()
     with pytest.raises(ValueError, match="normalisations have no 8-bit form; use fp32 or bf16"):

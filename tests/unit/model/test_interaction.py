@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from fastdlrm.errors import ConfigError
+from fastdlrm.model.build import build_interaction
 from fastdlrm.model.config import ModelConfig
-from fastdlrm.model.interaction import CrossInteraction, Interaction, Vectors, build_interaction
+from fastdlrm.model.cross import CrossInteraction
+from fastdlrm.model.interaction import Interaction, Vectors
 from tests.interactions import SETTINGS, expected, make_interaction, numbers, settings
 
 B, F, D = 3, 2, 4
@@ -28,7 +30,7 @@ def oracle(interaction: Interaction, vector: Tensor | None, pooled: Tensor) -> n
 @pytest.mark.parametrize("num_features", [1, 2, 5])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_forward_is_the_oracles(name: str, num_features: int, has_dense: bool) -> None:
-    if name == "dot" and num_features + has_dense < 2:
+    if name in ("dot", "dot_deep") and num_features + has_dense < 2:
         pytest.skip("one vector has no pair")
     made = make_interaction(name, num_features, D, has_dense).double()
     vector, pooled = inputs(num_features, has_dense)
@@ -93,6 +95,42 @@ def test_costs() -> None:
     assert make_interaction("cross", 2, D).num_parameters == 3 * (60 + 60 + 12)
     assert make_interaction("projection", 2, D).num_parameters == 132 + 11 + 88 + 8 + 144 + 12
     assert make_interaction("dot", 2, D).num_parameters == 0
+    # squares of 12 numbers and of 4 sums
+    assert cost["fm"].flop == 2 * (12 + 4)
+    assert make_interaction("fm", 2, D).num_parameters == 0
+    # a product of 12 x 3 for all layers, then alpha; beside it 12 x 7 and 7 x 5
+    assert cost["dcn"].flop == 2 * (12 * 3 + 12 + 3 + 12 * 7 + 7 * 5)
+    assert cost["dcn"].num_kept == 12 + 12 + 7 + 5
+    assert make_interaction("dcn", 2, D).num_parameters == 3 * (12 + 12) + 84 + 7 + 35 + 5
+
+
+def test_a_factorization_machine_by_hand() -> None:
+    """Weights 1, 2, 3; factors (1, 2), (3, -1), (0, 4): 6 + (3 - 2) + 8 - 4 = 11."""
+    made = build_interaction(
+        ModelConfig(embedding_dim=3, bottom_mlp=(), top_mlp=(), interaction="fm"),
+        Vectors(2, 3, True),
+    )
+    vector = torch.tensor([[1.0, 1.0, 2.0]])
+    pooled = torch.tensor([[[2.0, 3.0, -1.0], [3.0, 0.0, 4.0]]])
+    assert made(vector, pooled).tolist() == [[11.0]]
+    assert made.evaluated(torch.float32, 8)(vector, pooled)[:, 0].tolist() == [11.0]
+    of_weights = made(vector[:, :1], pooled[:, :, :1])
+    assert of_weights.tolist() == [[6.0]]  # logistic regression
+
+
+def test_a_layer_of_cross_vector_by_hand() -> None:
+    """x_0 = (1, 2), w = (3, -1), b = (0.5, 0): x_0 . w = 1, so x_1 = (1, 2) + (0.5, 0) + (1, 2).
+
+    The second layer has w = (2, 0): x_1 . w = 5, so x_2 = 5 (1, 2) + x_1 = (7.5, 14).
+    """
+    config = ModelConfig(
+        embedding_dim=2, bottom_mlp=(), top_mlp=(), interaction="cross_vector", num_cross_layers=2
+    )
+    made = build_interaction(config, Vectors(1, 2, False), torch.Generator())
+    with torch.no_grad():
+        made.weight.copy_(torch.tensor([[3.0, -1.0], [2.0, 0.0]]))
+        made.bias[0] = torch.tensor([0.5, 0.0])
+    assert made(None, torch.tensor([[[1.0, 2.0]]])).tolist() == [[7.5, 14.0]]
 
 
 def test_a_cross_network_begins_as_torchrecs() -> None:
@@ -111,12 +149,29 @@ def test_a_cross_network_begins_as_torchrecs() -> None:
     ("changes", "message"),
     [
         ({"interaction": "cat", "include_diagonal": True}, r"'cat'; only 'dot' has a diagonal"),
-        ({"interaction": "cross"}, r"num_cross_layers is 0 .*'cross' takes 1 or more"),
+        (
+            {"interaction": "cross"},
+            r"num_cross_layers is 0 .* 1 or more with cross and cross_ve",
+        ),
+        ({"interaction": "cross_vector"}, r"num_cross_layers is 0 with .* allowed are 1 or more"),
+        (
+            {"interaction": "cross_vector", "num_cross_layers": 2, "cross_rank": 3},
+            r"cross_rank is 3 with interaction 'cross_vector'; allowed are 1 or more with cross \(",
+        ),
+        (
+            {"interaction": "fm", "top_mlp": (8,)},
+            r"top_mlp is \[8\] with interaction 'fm', .* set model.top_mlp = \[\], and model.deep",
+        ),
+        ({"deep_mlp": (8, 0)}, r"a width of bottom_mlp, top_mlp or deep_mlp is below 1"),
+        (
+            {"bottom_mlp": (), "bottom_relu": False},
+            r"bottom_relu is false with an empty bottom_mlp; .* leave it out",
+        ),
         (
             {"interaction": "cross", "num_cross_layers": 2, "cross_rank": -1},
             r"cross_rank is -1 .* 1 or more",
         ),
-        ({"cross_rank": 8}, r"cross_rank is 8 with interaction 'dot'; .* the others 0"),
+        ({"cross_rank": 8}, r"cross_rank is 8 with interaction 'dot'; .* 0 with the others"),
         (
             {"interaction": "projection", "projection_branch1": (4,)},
             r"projection_branch2 is \[\] .*takes the widths of 1 layer or more",
@@ -134,4 +189,4 @@ def test_a_cross_network_begins_as_torchrecs() -> None:
 )
 def test_a_key_belongs_to_its_interaction(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        ModelConfig(embedding_dim=4, bottom_mlp=(4,), top_mlp=(), **changes)
+        ModelConfig(**{"embedding_dim": 4, "bottom_mlp": (4,), "top_mlp": (), **changes})

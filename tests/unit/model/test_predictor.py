@@ -64,6 +64,24 @@ def test_is_the_model(
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("B", [1, 17])
+def test_a_bottom_mlp_may_end_without_relu(B: int) -> None:
+    model = make_model()
+    model.bottom_mlp = model.bottom_mlp[:-1]
+    dense, sparse = make_inputs(3, False, B)
+    assert (model.bottom_mlp(dense) < 0).any()
+    found = Predictor(model)(dense, sparse)
+    torch.testing.assert_close(found, model(dense, sparse), rtol=1e-6, atol=1e-6)
+
+
+def test_a_logit_is_float32_whatever_the_type() -> None:
+    """With rows of 16 bits and nothing but a factorization machine no digit is lost."""
+    model = make_model("fm", num_dense=0, top=())
+    model.tables.weight.data = model.tables.weight.data.bfloat16().float()
+    inputs = make_inputs(0, False, 50)
+    assert torch.equal(Predictor(model, torch.bfloat16)(*inputs), Predictor(model)(*inputs))
+
+
 def test_bf16_is_near_and_only_where_asked_for() -> None:
     model, inputs = make_model(), make_inputs(3, False, 50)
     exact = Predictor(model)(*inputs)

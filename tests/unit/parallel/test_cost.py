@@ -113,6 +113,19 @@ def test_columns_are_shared() -> None:
     assert not of.load("a", column_wise(8, 4, [0]))[:, Load.SHARED_NUMBERS].any()
 
 
+@pytest.mark.parametrize(("optimizer", "num_shared"), [("adagrad", 1), ("rowwise_adagrad", 2)])
+def test_a_pooling_weight_lies_beside_each_part_of_its_row(optimizer: str, num_shared: int) -> None:
+    of = CostModel(workload(sparse_optimizer=optimizer, learns_weights=True), MACHINE, 2)
+    load = of.load("b", column_wise(4, 4, [1, 0]))
+    for rank in (0, 1):
+        # 4 rows of 2 numbers and a weight; their state likewise, rowwise one number of each
+        assert load[rank, Load.TABLE_BYTES] == 4 * (8 + 4)
+        state = 8 + 4 if optimizer == "adagrad" else 4 + 4
+        assert load[rank, Load.STATE_BYTES] == 4 * state
+        # a part of the weight's gradient, and under rowwise_adagrad of the row's norm
+        assert load[rank, Load.SHARED_NUMBERS] == pytest.approx(num_shared * SEEN_B)
+
+
 def test_a_copy_on_each_rank() -> None:
     load = model().load("b", data_parallel())
     assert (load[0] == load[1]).all()
@@ -279,19 +292,21 @@ def test_loads_of_all_kinds_add_up() -> None:
 
 
 def test_steps_that_no_graph_holds_take_the_host_its_time() -> None:
-    """Bags, columns under rowwise_adagrad, copies under adam: a size in the step is not known."""
+    """Bags, cut rows of rowwise_adagrad, copies of adam, learned weights: a size is not known."""
     single = (Feature(table="a"), Feature(table="b"))
     slow = machine(eager_us=5.0)
     whole, cut, copied = table_wise(8, 4, 0), column_wise(8, 4, [0, 1]), data_parallel()
-    for features, rule, plan, is_captured in (
-        (single, "rowwise_adagrad", whole, True),
-        (WORKLOAD.features, "rowwise_adagrad", whole, False),
-        (single, "rowwise_adagrad", cut, False),
-        (single, "sgd", cut, True),
-        (single, "adam", copied, False),
-        (single, "adagrad", copied, True),
+    for features, rule, plan, learns_weights, is_captured in (
+        (single, "rowwise_adagrad", whole, False, True),
+        (WORKLOAD.features, "rowwise_adagrad", whole, False, False),
+        (single, "rowwise_adagrad", cut, False, False),
+        (single, "sgd", cut, False, True),
+        (single, "sgd", whole, True, False),
+        (single, "adam", copied, False, False),
+        (single, "adagrad", copied, False, True),
     ):
-        of = CostModel(workload(features=features, sparse_optimizer=rule), slow, 2)
+        work = workload(features=features, sparse_optimizer=rule, learns_weights=learns_weights)
+        of = CostModel(work, slow, 2)
         step = of.step_ns(of.load("a", plan) + of.load("b", table_wise(4, 4, 1)))
         assert (step.max() < 5000) == is_captured
 

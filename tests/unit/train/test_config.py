@@ -55,6 +55,13 @@ def test_a_count_is_not_negative(name: str, value: str) -> None:
     tiny_recipe(f"train.{name}=0")
 
 
+@pytest.mark.parametrize("value", ["-0.1", "nan", "inf"])
+def test_a_target_is_a_value_of_the_metric(value: str) -> None:
+    message = rf"train\.target_metric_value is {value}; a value of auc, 0 or more, is allowed"
+    with pytest.raises(ConfigError, match=message):
+        tiny_recipe(f"train.target_metric_value={value}")
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [

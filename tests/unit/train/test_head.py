@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.kernels.logit_loss import LossRule
@@ -26,12 +26,17 @@ def make_model(
     interaction: str = "dot",
     num_dense: int = 3,
     hidden: tuple[int, ...] = (8, 5),
+    *,
+    bottom_relu: bool = True,
     **changes,
 ) -> DLRM:
     generator = torch.Generator().manual_seed(0)
     tables = EmbeddingTables({"a": 20, "b": 7}, ["a", "b", "a"], embedding_dim=D)
     tables.initialise("normal", generator, 0.5)
-    bottom = build_mlp(num_dense, (6, D), generator=generator) if num_dense else None
+    bottom = None
+    if num_dense:
+        widths, end = ((6, D), 0) if bottom_relu else ((6,), D)
+        bottom = build_mlp(num_dense, widths, out_features=end, generator=generator)
     join = make_interaction(interaction, 3, D, num_dense > 0, generator)
     top = build_mlp(join.width, hidden, out_features=1, generator=generator, **changes)
     return DLRM(tables, bottom, join, top)
@@ -82,7 +87,19 @@ def test_fused_is_autograd(
     width_multiple: int,
 ) -> None:
     model = make_model(interaction, num_dense, hidden)
-    other, batch = copy.deepcopy(model), make_batch(num_dense, has_bags)
+    assert_fused_is_autograd(model, make_batch(num_dense, has_bags), loss, width_multiple)
+
+
+@pytest.mark.parametrize("width_multiple", [1, 8])
+@pytest.mark.parametrize("interaction", SETTINGS)
+def test_a_bottom_mlp_without_relu_at_its_end(interaction: str, width_multiple: int) -> None:
+    model, batch = make_model(interaction, bottom_relu=False), make_batch(3, has_bags=False)
+    assert (model.bottom_mlp(batch.dense) < 0).any()
+    assert_fused_is_autograd(model, batch, "bce", width_multiple)
+
+
+def assert_fused_is_autograd(model: DLRM, batch: Batch, loss: str, width_multiple: int) -> None:
+    other = copy.deepcopy(model)
     assert why_not_fused(model) is None
     loss_one, pooled_one, named_one = run(model, batch, loss, True, width_multiple)
     loss_two, pooled_two, named_two = run(other, batch, loss, False)
@@ -93,7 +110,7 @@ def test_fused_is_autograd(
         torch.testing.assert_close(grad, named_two[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cross", "projection"])
+@pytest.mark.parametrize("interaction", ["dot", "cross", "projection", "fm", "dcn"])
 def test_accumulation_adds_up(interaction: str) -> None:
     model, batch = make_model(interaction), make_batch(3, has_bags=True)
     optimizer = DenseOptimizer(OPTIMIZER, model.dense_parameters())
@@ -107,7 +124,7 @@ def test_accumulation_adds_up(interaction: str) -> None:
     torch.testing.assert_close(optimizer.gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cross", "projection"])
+@pytest.mark.parametrize("interaction", ["dot", "cross", "projection", "fm", "dcn", "dot_deep"])
 def test_bf16_is_near_fp32(interaction: str) -> None:
     model, batch = make_model(interaction), make_batch(3, has_bags=False)
     losses = []
@@ -124,3 +141,6 @@ def test_bf16_is_near_fp32(interaction: str) -> None:
 def test_what_is_not_fused_is_said() -> None:
     assert why_not_fused(make_model(norm="layer")) == "the model has LayerNorm layers"
     assert why_not_fused(make_model(dropout=0.1)) == "the model has Dropout layers"
+    deep = make_model("dcn")
+    deep.interaction.deep_mlp.append(nn.Dropout(0.1))
+    assert why_not_fused(deep) == "the model has Dropout layers"

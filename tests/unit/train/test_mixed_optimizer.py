@@ -173,3 +173,21 @@ def test_resumes_bit_for_bit() -> None:
     take(second, batches[2:], first=2)
     expected, found = state_of(whole), state_of(second)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["single", "bags"])
+@pytest.mark.parametrize("projected", [{}, {"a": 3}])
+def test_a_gpu_takes_the_same_steps(kind: str, projected: dict[str, int]) -> None:
+    """Single ids from the fourth step on by a CUDA graph."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    batches = [draw(kind, seed) for seed in (0, 0, 1, 1, 2, 2)]
+    here, there = (make_model(tables=mixed_tables(NARROW), projected=projected) for _ in range(2))
+    there = there.cuda()
+    config = make_config("sgd", "adagrad")
+    losses = [take(TrainStep(model, config), batches) for model in (here, there)]
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    for name, table in here.tables.state_tensors().items():
+        ours = there.tables.state_tensors()[name].cpu()
+        torch.testing.assert_close(ours, table, atol=1e-4, rtol=1e-3, msg=name)
