@@ -88,7 +88,7 @@ class TrialRecord(msgspec.Struct, frozen=True, kw_only=True):
     started: str
     """Date and time, UTC."""
     seconds: float | None
-    """From its start to its end; None while it runs."""
+    """In the process that ended it; None while it runs."""
     num_starts: int
     """More than 1 where it was continued after its process had died."""
     reason: str

@@ -6,7 +6,7 @@ import pytest
 
 from fastdlrm.contracts.study import Choice, Range, Space, StudySettings, Variant
 from fastdlrm.errors import ConfigError
-from fastdlrm.tune.search import Search, require_optuna
+from fastdlrm.tune.search import LEAST_FOR_IMPORTANCE, Search, require_optuna
 
 SPACE = Space(
     parameters={
@@ -73,24 +73,25 @@ def test_a_trial_from_its_parameters_to_its_end(search):
     assert search.running() == []
 
 
-def test_what_is_drawn_does_not_hang_on_restarts(tmp_path):
+def test_what_is_drawn_does_not_hang_on_restarts(tmp_path, monkeypatch):
     """Else a sampler with a seed would draw its first trials again after each restart."""
+    monkeypatch.setattr("fastdlrm.tune.search.NUM_RANDOM_TRIALS", 2)
     drawn = []
     for name, restarts in (("a", False), ("b", True)):
         (tmp_path / name).mkdir()
         search = Search(tmp_path / name, settings())
-        for trial in range(12):  # two of them after the random ones
+        for _ in range(5):  # three of them after the random ones
             number = search.ask()
             params = search.start(number)
             search.evaluated(number, 1, quality(params))
             search.end(number, "complete")
-            if restarts and trial >= 9:
+            if restarts:
                 search.close()
                 search = Search(tmp_path / name, settings())
         drawn.append([record.params for record in search.records()])
         search.close()
     assert drawn[0] == drawn[1]
-    assert len({params["rate"] for params in drawn[0]}) == 12
+    assert len({params["rate"] for params in drawn[0]}) == 5
 
 
 def test_a_restarted_trial_keeps_its_parameters(tmp_path):
@@ -140,12 +141,8 @@ def test_less_may_be_better(tmp_path):
 
 
 def test_importance_is_the_rate_s(search):
-    for _ in range(9):
-        number = search.ask()
-        search.evaluated(number, 1, quality(search.start(number)))
-        search.end(number, "complete")
-    assert search.importances() == {}, "9 trials say too little"
-    for _ in range(7):
+    for num_trials in range(LEAST_FOR_IMPORTANCE):
+        assert search.importances() == {}, f"{num_trials} trials say too little"
         number = search.ask()
         search.evaluated(number, 1, quality(search.start(number)))
         search.end(number, "complete")
@@ -156,7 +153,7 @@ def test_importance_is_the_rate_s(search):
 
 
 def test_equal_values_tell_no_importance(search):
-    complete(search, *[0.5] * 10)
+    complete(search, *[0.5] * LEAST_FOR_IMPORTANCE)
     assert search.importances() == {}
 
 

@@ -131,7 +131,7 @@ def test_a_study_whose_processes_were_killed_ends_as_if_they_had_not(dataset, wh
     for one, other in zip(found.trials, wanted.trials, strict=True):
         # another number of threads adds in another order
         assert one.evaluations == pytest.approx(other.evaluations, abs=1e-4)
-    assert found.trials[0].num_starts == 2
+    assert found.trials[0].num_starts >= 2
     assert found.best == wanted.best
 
 
