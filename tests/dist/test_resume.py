@@ -26,7 +26,8 @@ from fastdlrm.train import matmul
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import shard
-from fastdlrm.train.trainer import Progress, Trainer
+from fastdlrm.train.loop import Progress
+from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_dataset, tiny_recipe
 from tests.dist.ranks import Ranks
 

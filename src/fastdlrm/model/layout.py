@@ -74,8 +74,8 @@ def layout_of(config: ModelConfig, schema: Schema, encoding: Encoding) -> Layout
     sizes = table_sizes(schema, encoding)
     if config.mixed_dims is not None and sizes and not config.table_dims:
         raise ConfigError(
-            "model.mixed_dims is set, and model.table_dims are not worked out yet: "
-            "fastdlrm.train.dims.with_table_dims does that"
+            "model.mixed_dims is set without the columns it comes to; set model.table_dims, or "
+            "work them out by fastdlrm.train.dims.with_table_dims"
         )
     tables = {name: composition_of(config.compression, name, n) for name, n in sizes.items()}
     D = config.embedding_dim

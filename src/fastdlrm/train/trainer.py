@@ -6,7 +6,6 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +25,7 @@ from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.device import resolve_device
 from fastdlrm.train.dims import describe_mixed_dims
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.loop import Clock, LoopState, Progress, TrainResult
 from fastdlrm.train.matmul import settle
 from fastdlrm.train.memory import describe, describe_compression, memory_plan, require_memory
 from fastdlrm.train.mllog import SILENT, Mllog, described
@@ -45,63 +45,6 @@ T = TypeVar("T")
 
 STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
-
-
-class LoopState(msgspec.Struct, kw_only=True):
-    """Where the loop stands, besides the tensors."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    epoch: int = 0
-    """Epoch of the next batch."""
-    batch: int = 0
-    """Index of the next global batch in its epoch."""
-    best_value: float | None = None
-    """Best validation metric so far."""
-    best_step: int | None = None
-    """Step of the best validation metric."""
-    evaluations_since_best: int = 0
-    """For early stopping."""
-    validation: MetricValues | None = None
-    """Metrics of the last evaluation."""
-    window_steps: int = 0
-    """Steps since the last training record."""
-
-
-class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training run ends with."""
-
-    run: str
-    """The run's folder."""
-    step: int
-    """Optimizer steps done in all."""
-    is_finished: bool
-    """False where a signal or an evaluation ended it; --resume continues."""
-    stopped_early: bool
-    """Whether early_stop_patience ended it."""
-    reached_target: bool
-    """Whether an evaluation reached target_metric_value; False without one."""
-    best_step: int | None
-    """Step of the best checkpoint; None without validation."""
-    validation: MetricValues | None
-    """Metrics of the last evaluation."""
-    samples_per_s: float
-    """Training rows a second in this process, evaluation and checkpoints left out."""
-    data_wait_share: float
-    """Share of the training time spent waiting for the loader."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a progress display is told after each step."""
-
-    step: int
-    total_steps: int
-    epoch: int
-    samples_per_s: float
-    data_wait_share: float
-    loss: float | None
-    """Mean since the last training record; None between records."""
 
 
 class Trainer:
@@ -172,7 +115,7 @@ class Trainer:
             on_message(self._graph_line())
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._saved: dict[str, Any] = {}
         self._saver = None
         if self._world.size > 1 or self._device.type == "cuda":
@@ -488,32 +431,3 @@ class Trainer:
 def _of_rank(name: str, rank: int) -> str:
     """Name in a checkpoint of what a rank has of its own."""
     return f"{name}.{rank}" if rank else name
-
-
-class _Clock:
-    """Time spent training and waiting for data, evaluation and checkpoints left out."""
-
-    def __init__(self) -> None:
-        self._mark = self._wait_ns = self._step_ns = self._samples = 0
-
-    def start(self) -> None:
-        self._mark = time.perf_counter_ns()
-
-    def has_data(self) -> None:
-        now = time.perf_counter_ns()
-        self._wait_ns += now - self._mark
-        self._mark = now
-
-    def has_stepped(self, num_samples: int) -> None:
-        self._step_ns += time.perf_counter_ns() - self._mark
-        self._samples += num_samples
-
-    @property
-    def samples_per_s(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._samples / (total / 1e9) if total else 0.0
-
-    @property
-    def data_wait_share(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._wait_ns / total if total else 0.0

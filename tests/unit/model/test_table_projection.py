@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastdlrm.batch import SparseBatch
+from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.model.table_projection import Projected, TableProjection, build_projection
@@ -81,6 +81,45 @@ def test_a_step_is_that_of_autograd(interaction: str, kind: str, parts: int) -> 
     for name, parameter in expected.items():
         torch.testing.assert_close(found[name], parameter, rtol=1e-4, atol=1e-5, msg=name)
     assert not torch.allclose(model.table_projection.weights[0], before)
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_widths_that_the_step_pads(dim: int) -> None:
+    """Matrices of widths that are no multiple of 8 lie padded in the step's tensors."""
+    keys = {"embedding_dim": dim, "bottom_mlp": (5, dim), "table_projection": True}
+    dims = {"t0": 1, "t1": 3}
+    model, plain = (build(2, 3, **keys, table_dims=dims) for _ in range(2))
+    rate = {"name": "sgd", "learning_rate": 0.1}
+    config = make_config(
+        dense_optimizer=DenseOptimizerConfig(**rate),
+        sparse_optimizer=SparseOptimizerConfig(**rate),
+        schedule=ScheduleConfig(name="constant"),
+    )
+    batch = Batch.allocate(9, 2, 3)
+    batch.sparse.ids.copy_(torch.arange(27) % 10)
+    batch.dense.copy_(torch.arange(18.0).view(9, 2) / 18)
+    batch.labels.copy_(torch.arange(9) % 2)
+    step = TrainStep(model.train(), config)
+    for k in range(2):
+        logits = plain(batch.dense, batch.sparse)
+        plain.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+        with torch.no_grad():
+            for parameter in plain.parameters():
+                parameter -= 0.1 * parameter.grad
+        step(batch, k)
+    found = dict(model.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_products_in_bf16_are_near() -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        model = make_model(tables=mixed_tables(NARROW), projected={"a": 3})
+        step = TrainStep(model, make_config("adagrad", "adagrad", precision=precision))
+        losses.append(take(step, [single_ids(k) for k in range(3)]))
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0.02)
 
 
 def test_autograds_head_takes_the_same_steps() -> None:
