@@ -10,7 +10,6 @@ Usage: python benchmarks/bench_baselines.py criteo-sample 'DIR/day_*.gz'
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_accuracy import SEEDS, SHOWN, prepared
-from bench_precision import T_95
+from bench_precision import interval
 from results_file import write
 
 from fastdlrm.config import load_config
@@ -118,9 +117,7 @@ def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
         name: samples[0][name] for name in ("num_parameters", "num_dense_parameters")
     }
     for name in ("auc", "ne", "log_loss"):
-        values = [sample[name] for sample in samples]
-        half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-        found[name] = {"mean": statistics.mean(values), "half": half}
+        found[name] = interval([sample[name] for sample in samples])
     return found
 
 

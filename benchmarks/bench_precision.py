@@ -61,13 +61,13 @@ def difference(samples: list[dict[str, Any]], variant: str) -> dict[str, float]:
     """Mean difference of AUC to fp32 over the seeds, and half the width of its interval."""
     aucs = {name: [s["auc"] for s in samples if s["variant"] == name] for name in VARIANTS}
     pairs = [a - b for a, b in zip(aucs[variant], aucs["fp32"], strict=True)]
-    return mean_of(pairs)
+    return interval(pairs)
 
 
-def mean_of(pairs: list[float]) -> dict[str, float]:
-    """The mean of paired differences, and half the width of its 95 % interval."""
-    half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return {"mean": statistics.mean(pairs), "half": half}
+def interval(values: list[float]) -> dict[str, float]:
+    """A mean and half the width of its 95 % interval."""
+    half = T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": statistics.mean(values), "half": half}
 
 
 if __name__ == "__main__":

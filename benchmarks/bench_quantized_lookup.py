@@ -20,7 +20,7 @@ from timing import System, conditions, interleave, load_average, medians
 from torch import Tensor
 
 from fastdlrm.contracts.exported import TableDtype
-from fastdlrm.export.tables import PLAIN, QUANTIZED, map_stack, row_bytes, write_tables
+from fastdlrm.export.tables import PLAIN, QUANTIZED, map_stacks, row_bytes, write_tables
 from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.lookup import pooled_lookup
 from fastdlrm.kernels.quantized_lookup import quantized_lookup
@@ -86,7 +86,7 @@ def drawn(shape: Shape, folder: Path) -> list[System]:
     for dtype in DTYPES:
         path = folder / dtype
         write_tables(path, tables(shape), dtype)
-        mapped = map_stack(path, shape.tables * shape.rows, shape.dim, dtype)
+        (mapped,) = map_stacks(path, [(shape.tables * shape.rows, shape.dim)], dtype)
         stacks[dtype] = in_large_pages(mapped)
         systems.append(System(dtype, lookup(stacks[dtype], dtype, batches, offsets)))
         if dtype == "int8":

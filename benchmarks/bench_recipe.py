@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from bench_accuracy import SEEDS
-from bench_precision import mean_of
+from bench_precision import interval
 from results_file import write
 
 from fastdlrm.config import load_config, to_tree
@@ -259,7 +259,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for end in (PLAIN, PRESET):
                 other = by_place[split, "", end]
                 pairs = [own[seed][metric] - other[seed][metric] for seed in own]
-                line[f"{metric} - {end}"] = mean_of(pairs)
+                line[f"{metric} - {end}"] = interval(pairs)
         lines.append(line)
     return lines
 

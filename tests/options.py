@@ -53,10 +53,11 @@ CASES: dict[str, dict[str, object]] = {
         "train.schedule.name": "polynomial",
         "train.schedule.decay_steps": 30,
     },
-    "hashed-added": {
+    "hashed-added-halves": {
         "model.compression": {
             "tables": {
                 "item": {"kind": "hash", "num_rows": 60},
+                "words": {"kind": "quotient_remainder", "operation": "concat"},
                 "user": {"kind": "quotient_remainder", "operation": "add", "num_collisions": 8},
             }
         },
@@ -64,6 +65,29 @@ CASES: dict[str, dict[str, object]] = {
     "multiplied-mean": {
         "model.compression": {"threshold_rows": 30, "default": {"kind": "quotient_remainder"}},
         "model.pooling": "mean",
+    },
+    "narrow-projected-mean": {
+        "model.table_dims": {"item": 5, "words": 2, "user": 1},
+        "model.table_projection": True,
+        "model.pooling": "mean",
+        "model.weighted_pooling": "learned",
+        "train.sparse_optimizer.name": "rowwise_adagrad",
+    },
+    "learned_weights-one_mean-rowwise": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"words": "mean"},
+    },
+    "learned_weights-multiplied-adam-clipped": {
+        "model.weighted_pooling": "learned",
+        "model.table_pooling": {"item": "mean"},
+        "model.compression": {
+            "tables": {
+                "item": {"kind": "quotient_remainder"},
+                "user": {"kind": "hash", "num_rows": 20},
+            }
+        },
+        "train.sparse_optimizer.name": "adam",
+        "train.gradient_clip_norm": 0.5,
     },
 }
 """Overrides of a config's keys by case."""

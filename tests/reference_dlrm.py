@@ -46,10 +46,12 @@ class ReferenceDLRM(nn.Module):
         interaction: str = "dot",
         itself: bool = False,
         qr: tuple[int, str] | None = None,
+        weighted: bool = False,
     ) -> None:
         """`bottom` begins with the number of dense features; `top` lacks its input's width.
 
-        `qr` makes quotient-remainder tables of those above 5 rows: collisions and operation.
+        `qr` makes quotient-remainder tables of those above 5 rows: collisions and operation;
+        `weighted` is --weighted-pooling learned, of plain tables.
         """
         super().__init__()
         self.interaction, self.itself = interaction, itself
@@ -62,17 +64,26 @@ class ReferenceDLRM(nn.Module):
             else nn.EmbeddingBag(n, dim, mode="sum")
             for n in rows
         )
+        if weighted:
+            self.v_W_l = nn.ParameterList(torch.empty(n) for n in rows)
         self.bot_l = self._mlp(bottom, nn.ReLU)
         self.top_l = self._mlp([width, *top], nn.Sigmoid)
         generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, 0, 0.5, generator=generator)
+        for name, parameter in self.named_parameters():
+            if not name.startswith("v_W_l."):
+                nn.init.normal_(parameter, 0, 0.5, generator=generator)
+        for weights in getattr(self, "v_W_l", ()):
+            nn.init.uniform_(weights, 0.5, 2, generator=generator)
 
     def forward(self, dense: Tensor, ids: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
         """Probabilities, shape (B,)."""
         vector = self.bot_l(dense)
         looked_up = zip(self.emb_l, ids, offsets, strict=True)
-        vectors = [vector, *(table(i, o) for table, i, o in looked_up)]
+        if hasattr(self, "v_W_l"):
+            pairs = zip(looked_up, self.v_W_l, strict=True)
+            vectors = [vector, *(t(i, o, per_sample_weights=w[i]) for (t, i, o), w in pairs)]
+        else:
+            vectors = [vector, *(table(i, o) for table, i, o in looked_up)]
         if self.interaction == "cat":
             joined = torch.cat(vectors, 1)
         else:

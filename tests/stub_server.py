@@ -9,20 +9,19 @@ arrivals. It answers to the time that the queue gives, with a timer of the kerne
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httptools
 import msgspec
 import numpy as np
 
-from fastdlrm.load.timer import Timer
+from fastdlrm.load.timer import Timer, take_precedence
 
 
 class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
@@ -172,8 +171,7 @@ class Connection(asyncio.Protocol):
 
 
 async def main():
-    with suppress(OSError):  # its planted times must hold beside other processes
-        os.setpriority(os.PRIO_PROCESS, 0, -15)
+    take_precedence()  # its planted times must hold beside other processes
     loop = asyncio.get_running_loop()
     server = Server(msgspec.json.decode(sys.argv[1], type=Behaviour), loop)
     listener = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0)

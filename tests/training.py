@@ -9,7 +9,10 @@ from fastdlrm.batch import Batch, SparseBatch
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.mixed_tables import MixedTables, WidthGroup, joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
+from fastdlrm.model.pooling import TablePooling
+from fastdlrm.model.table_projection import Projected, TableProjection
 from fastdlrm.train.config import (
     DenseOptimizerConfig,
     ScheduleConfig,
@@ -27,28 +30,67 @@ TABLES = {"a": 100, "b": 7}
 FEATURES = ("a", "b", "a")  # features 0 and 2 share a table
 
 
+def pooling_of(name: str) -> TablePooling:
+    """sum, mean, or mixed: table a's bags are averaged, b's added up."""
+    return {"a": "mean", "b": "sum"} if name == "mixed" else name
+
+
 def make_model(
     interaction: str = "dot",
     *,
     num_dense: int = NUM_DENSE,
     pooling: str = "sum",
+    learns_weights: bool = False,
     table_dtype: torch.dtype = torch.float32,
     norm: str = "none",
     dropout: float = 0.0,
     tables: Tables | None = None,
+    projected: Mapping[str, int] | None = None,
 ) -> DLRM:
-    """A DLRM of few numbers, in training mode; with tables of its own unless others are given."""
+    """A DLRM of few numbers, in training mode; with tables of its own unless others are given.
+
+    Vectors of tables in `projected` are of so many columns, and projected.
+    """
     generator = torch.Generator().manual_seed(0)
     if tables is None:
         tables = EmbeddingTables(
-            TABLES, FEATURES, embedding_dim=DIM, pooling=pooling, dtype=table_dtype
+            TABLES, FEATURES, embedding_dim=DIM, pooling=pooling_of(pooling), dtype=table_dtype
         )
     tables.initialise("normal", generator, 0.3)
+    if learns_weights:
+        tables.learn_weights()
     changes = {"norm": norm, "dropout": dropout, "generator": generator}
     bottom = build_mlp(num_dense, (20, DIM), **changes) if num_dense else None
     join = make_interaction(interaction, len(FEATURES), DIM, num_dense > 0, generator)
     top = build_mlp(join.width, (32, 12), out_features=1, **changes)
-    return DLRM(tables, bottom, join, top).train()
+    projection = None
+    if projected:
+        number = {table: k for k, table in enumerate(projected)}
+        features = [
+            Projected(f, number[table], projected[table])
+            for f, table in enumerate(FEATURES)
+            if table in projected
+        ]
+        projection = TableProjection(features, DIM, generator)
+    return DLRM(tables, bottom, join, top, projection).train()
+
+
+def mixed_tables(
+    dims: Mapping[str, int], table_dtype: torch.dtype = torch.float32, pooling: str = "sum"
+) -> MixedTables[EmbeddingTables]:
+    """Tables of `TABLES` of widths of their own."""
+
+    def stack(group: WidthGroup) -> EmbeddingTables:
+        return EmbeddingTables(
+            group.num_embeddings,
+            group.feature_tables,
+            embedding_dim=group.width,
+            pooling=pooling_of(pooling),
+            dtype=table_dtype,
+        )
+
+    groups = width_groups(TABLES, FEATURES, dims, DIM)
+    return joined_stacks(TABLES, DIM, groups, [stack(group) for group in groups])
 
 
 def single_ids(seed: int, num_samples: int = BATCH_SIZE, num_dense: int = NUM_DENSE) -> Batch:

@@ -65,6 +65,30 @@ class SparseBatch:
             num_features=F,
         )
 
+    def of_features(self, features: Tensor) -> "SparseBatch":
+        """Some features, as a batch of their own.
+
+        Args:
+            features: Which, in the order wanted, at least one: shape (F',), int64, where ids lie.
+        """
+        F, B = self.num_features, self.num_samples
+
+        def of_bags(values: Tensor) -> Tensor:
+            return values.view(F, B).index_select(0, features).flatten()
+
+        def of_ids(values: Tensor) -> Tensor:
+            if self.lengths is None:
+                return of_bags(values)
+            parts = _by_feature(self, values)
+            return torch.cat([parts[f] for f in features.tolist()])
+
+        return SparseBatch(
+            ids=of_ids(self.ids),
+            lengths=None if self.lengths is None else of_bags(self.lengths),
+            weights=None if self.weights is None else of_ids(self.weights),
+            num_features=len(features),
+        )
+
     @staticmethod
     def concat(parts: Sequence["SparseBatch"]) -> "SparseBatch":
         """All samples of several batches, in order; F must be the same."""

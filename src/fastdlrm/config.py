@@ -3,8 +3,9 @@
 Invariants: an unknown key, a wrong type and a missing key are errors; a preset is a complete file.
 """
 
+import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ import msgspec
 from fastdlrm.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=msgspec.Struct)
+
+_TOML_WIDTH = 100
 
 
 def preset_names() -> list[str]:
@@ -87,6 +90,107 @@ def to_tree(config: msgspec.Struct) -> dict[str, Any]:
     return tree
 
 
+def to_toml(config: msgspec.Struct) -> str:
+    """A config as a complete TOML file, defaults included; read back, it is the same config."""
+    return "\n".join(_toml_lines(to_tree(config))).lstrip("\n") + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A string, number, boolean or list as TOML writes it; a long list takes several lines."""
+    if not isinstance(value, tuple | list):
+        # JSON's strings, numbers and booleans are TOML's, but for the character DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    items = [toml_value(item) for item in value]
+    if sum(len(item) + 2 for item in items) < _TOML_WIDTH - len("weight_column = []"):
+        return f"[{', '.join(items)}]"
+    lines = [""]
+    for item in items:
+        if len(lines[-1]) + len(item) + 4 > _TOML_WIDTH:
+            lines.append("")
+        lines[-1] += f" {item},"
+    return "\n".join(["[", *(f" {line}" for line in lines), "]"])
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value; a bare word is taken as a string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as plain dicts and lists.
+
+    Raises:
+        ConfigError: There is no such file, or it is not TOML.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    return _parsed(path.read_bytes(), str(path))
+
+
+def set_value(tree: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set one key of a tree; a section on its way must be there.
+
+    Args:
+        tree: Changed in place.
+        key: "a.b"; in a list the position: "a.0".
+        value: Of plain types.
+        where: Begins the message of an error.
+
+    Raises:
+        ConfigError: There is no such section, or no such position.
+    """
+    *parents, last = key.strip().split(".")
+    node: Any = tree
+    for parent in parents:
+        node = _child(node, parent, where)
+    if isinstance(node, list):
+        node[_position(node, last, where)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"{where}: {'.'.join(parents)} is a value, not a section")
+
+
+def get_value(tree: dict[str, Any], key: str, where: str) -> Any:
+    """The value of a key, as `set_value` names it.
+
+    Raises:
+        ConfigError: There is no such key.
+    """
+    node: Any = tree
+    for part in key.split("."):
+        node = _child(node, part, where)
+    return node
+
+
+def _toml_lines(section: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """A section's values, then its sections and its lists of sections; what is None is left out."""
+    inner = {key: value for key, value in section.items() if isinstance(value, dict)}
+    lists = {
+        key: value
+        for key, value in section.items()
+        if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value)
+    }
+    for key, value in section.items():
+        if value is not None and key not in inner and key not in lists:
+            yield f"{_toml_key(key)} = {toml_value(value)}"
+    for key, value in inner.items():
+        full = f"{name}{_toml_key(key)}"
+        yield from ("", f"[{full}]", *_toml_lines(value, f"{full}."))
+    for key, items in lists.items():
+        full = f"{name}{_toml_key(key)}"
+        for item in items:
+            yield from ("", f"[[{full}]]", *_toml_lines(item, f"{full}."))
+
+
+def _toml_key(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if is_bare else toml_value(key)
+
+
 def _parsed(content: bytes, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
@@ -121,41 +225,25 @@ def _read(name: str) -> tuple[str, bytes]:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"override {override!r}: expected a.b=v")
-    *parents, last = path.strip().split(".")
-    node: Any = tree
-    for key in parents:
-        node = _child(node, key, override)
-    if isinstance(node, list):
-        node[_position(node, last, override)] = _value(text)
-    elif isinstance(node, dict):
-        node[last] = _value(text)
-    else:
-        raise ConfigError(f"override {override!r}: {'.'.join(parents)} is a value, not a section")
+    set_value(tree, key, parse_value(text), f"override {override!r}")
 
 
-def _child(node: Any, key: str, override: str) -> Any:
+def _child(node: Any, key: str, where: str) -> Any:
     if isinstance(node, list):
-        return node[_position(node, key, override)]
+        return node[_position(node, key, where)]
     if isinstance(node, dict) and key in node:
         return node[key]
     known = f"; known here: {', '.join(node)}" if isinstance(node, dict) else ""
-    raise ConfigError(f"override {override!r}: no section {key!r}{known}")
+    raise ConfigError(f"{where}: no section {key!r}{known}")
 
 
-def _position(node: list[Any], key: str, override: str) -> int:
+def _position(node: list[Any], key: str, where: str) -> int:
     if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"override {override!r}: {key!r} is not a position in 0..{len(node) - 1}")
+        raise ConfigError(f"{where}: {key!r} is not a position in 0..{len(node) - 1}")
     return int(key)
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _readable(message: str) -> str:

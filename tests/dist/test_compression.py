@@ -1,5 +1,7 @@
 """Compressed tables on two ranks, bags of them too."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from fastdlrm.batch import Batch
 from fastdlrm.data.order import rank_slice
 from fastdlrm.model.compressed import CompressedTables
-from fastdlrm.parallel.plan import ShardingPlan, column_wise, data_parallel, row_wise
+from fastdlrm.parallel.plan import ShardingPlan, column_wise, data_parallel, row_wise, table_wise
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import World
 from fastdlrm.train.step import TrainStep
@@ -16,7 +18,7 @@ from tests.dist.ranks import Ranks
 from tests.dist.training import own_part, whole
 from tests.training import DIM, FEATURES, TABLES, bags, make_config, make_model, single_ids, take
 
-KINDS = {"a": "mult", "b": "hash"}
+KINDS = ({"a": "mult", "b": "hash"}, {"a": "concat", "b": "plain"})
 BATCHES = {
     "single": lambda: [single_ids(k) for k in range(3)],
     # the last batch leaves a rank without samples
@@ -25,21 +27,26 @@ BATCHES = {
 }
 
 
-def train(given: list[Batch]) -> tuple[Tensor, dict[str, object], Tensor]:
+def train(given: list[Batch], kinds: Mapping[str, str]) -> tuple[Tensor, dict[str, object], Tensor]:
     """On one rank: losses, tables, and vectors of the last batch."""
     with World.of_environment() as world:
-        alone, _ = make_compressed(TABLES, FEATURES, KINDS, DIM, "mean")
+        alone, made = make_compressed(TABLES, FEATURES, kinds, DIM, "mean")
         rows, compression = dict(alone.num_embeddings), alone.compression
-        every = range(world.size)
+        every, dim = range(world.size), DIM // made["a"].num_pieces
+        last = list(rows)[-1]
         tables = {
-            "a.quotient": row_wise(rows["a.quotient"], DIM, every),
-            "a.remainder": data_parallel(),
-            "b.hash": column_wise(rows["b.hash"], DIM, every),
+            "a.quotient": row_wise(rows["a.quotient"], dim, every),
+            "a.remainder": data_parallel() if dim == DIM else table_wise(3, dim, 0),
+            last: column_wise(rows[last], DIM, every),
         }
         plan = ShardingPlan(
-            world_size=world.size, embedding_dim=DIM, num_embeddings=rows, tables=tables
+            world_size=world.size,
+            embedding_dim=DIM,
+            num_embeddings=rows,
+            tables=tables,
+            table_dims={name: dim for name in made["a"].num_embeddings if dim < DIM},
         )
-        parts = ["a.quotient", "a.remainder", "b.hash", "b.hash", "a.quotient", "a.remainder"]
+        parts = [part for feature in FEATURES for part in made[feature].parts]
         sharded = ShardedTables(plan, parts, world, pooling="mean")
         model = make_model(tables=CompressedTables(sharded, compression))
         step = TrainStep(model, make_config("adagrad", "adagrad"), world)
@@ -52,13 +59,16 @@ def train(given: list[Batch]) -> tuple[Tensor, dict[str, object], Tensor]:
         return torch.tensor(losses), model.tables.state_tensors(), vectors
 
 
+@pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.parametrize("kind", BATCHES)
-def test_two_ranks_learn_what_one_does(kind: str, ranks: Ranks) -> None:
+def test_two_ranks_learn_what_one_does(
+    kind: str, kinds: Mapping[str, str], ranks: Ranks
+) -> None:
     given = BATCHES[kind]()
-    tables, _ = make_compressed(TABLES, FEATURES, KINDS, DIM, "mean")
+    tables, _ = make_compressed(TABLES, FEATURES, kinds, DIM, "mean")
     model = make_model(tables=tables)
     expected = take(TrainStep(model, make_config("adagrad", "adagrad")), given)
-    of_ranks = ranks.run(train, 2, given)
+    of_ranks = ranks.run(train, 2, given, kinds)
     losses, states, vectors = zip(*of_ranks, strict=True)
     torch.testing.assert_close(sum(losses), expected, atol=1e-5, rtol=1e-5)
     found = whole(states)

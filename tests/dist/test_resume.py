@@ -26,7 +26,8 @@ from fastdlrm.train import matmul
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import Run
 from fastdlrm.train.sharding import shard
-from fastdlrm.train.trainer import Progress, Trainer
+from fastdlrm.train.loop import Progress
+from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_dataset, tiny_recipe
 from tests.dist.ranks import Ranks
 
@@ -52,18 +53,25 @@ def mixed_plan(config: ModelConfig, dataset: Dataset, num_ranks: int, shift: int
     sizes, D = layout.num_embeddings, config.embedding_dim
     ranks = list(range(num_ranks))
 
-    def table(k: int, num_rows: int) -> TablePlan:
+    def table(k: int, num_rows: int, dim: int) -> TablePlan:
         kinds = (
-            lambda: row_wise(num_rows, D, ranks),
-            lambda: column_wise(num_rows, D, ranks),
-            lambda: table_wise(num_rows, D, k % num_ranks),
+            lambda: row_wise(num_rows, dim, ranks),
+            lambda: column_wise(num_rows, dim, ranks),
+            lambda: table_wise(num_rows, dim, k % num_ranks),
             data_parallel,
         )
         return kinds[(k + shift) % 4]()
 
-    tables = {name: table(k, num_rows) for k, (name, num_rows) in enumerate(sizes.items())}
+    tables = {
+        name: table(k, num_rows, layout.dims[name])
+        for k, (name, num_rows) in enumerate(sizes.items())
+    }
     return ShardingPlan(
-        world_size=num_ranks, embedding_dim=D, num_embeddings=sizes, tables=tables
+        world_size=num_ranks,
+        embedding_dim=D,
+        num_embeddings=sizes,
+        tables=tables,
+        table_dims=layout.narrow_dims,
     )
 
 
@@ -113,7 +121,7 @@ def test_as_many_ranks_take_the_very_steps(ranks: Ranks, data: Path, tmp_path: P
 
 def test_other_ranks_go_on(ranks: Ranks, data: Path, tmp_path: Path) -> None:
     """Four ranks, then two, then one: what one process learns, but for rounding."""
-    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0")
+    recipe = tiny_recipe(*SETTINGS, "model.dropout=0.0", "model.weighted_pooling=learned")
     for size, stop in ((4, 8), (2, 16)):
         ranks.run(train_part, size, tmp_path / "parts", data, stop, size, recipe)
     train_part(tmp_path / "parts", data, None, 0, recipe)

@@ -120,11 +120,38 @@ def test_clipping_takes_the_norm_over_all_ranks(ranks: Ranks) -> None:
 def test_the_mean_of_a_bag_is_of_all_its_rows(ranks: Ranks) -> None:
     config = make_config("sgd", "rowwise_adagrad")
     cases = {
-        f"{sharding}, {kind}": Case(
-            make_plan(2, a=sharding, b=sharding), config, draw(kind), {"pooling": "mean"}
+        f"{a} and {b}, {kind}, {pooling}": Case(
+            make_plan(2, a=a, b=b), config, draw(kind), {"pooling": pooling}
         )
-        for sharding in SHARDINGS
+        for a, b, pooling in (
+            *((sharding, sharding, "mean") for sharding in SHARDINGS),
+            *((sharding, sharding, "mixed") for sharding in SHARDINGS),
+        )
         for kind in ("bags", "weighted")
+    }
+    assert_as_one_process(ranks, 2, cases)
+
+
+def test_pooling_weights_are_learned(ranks: Ranks) -> None:
+    """Where columns of a row lie on several ranks, every one of them has the weight's very bits."""
+    model = {"pooling": "mixed", "learns_weights": True}
+    clipped = {"gradient_clip_norm": 0.05}
+    parts = {"gradient_accumulation_steps": 3}
+    cases = {
+        f"{optimizer}, {a} and {b}, {kind}, {changes}": Case(
+            make_plan(2, a=a, b=b), make_config("sgd", optimizer, **changes), draw(kind), model
+        )
+        for optimizer, a, b, kind, changes in (
+            ("sgd", "table_wise", "row_wise", "weighted", {}),
+            ("sgd", "column_wise", "data_parallel", "weighted", clipped),
+            ("adagrad", "column_wise", "table_wise", "bags", {}),
+            ("adagrad", "row_wise", "data_parallel", "single", parts),
+            ("rowwise_adagrad", "column_wise", "row_wise", "bags", parts),
+            ("rowwise_adagrad", "data_parallel", "column_wise", "single", clipped),
+            ("rowwise_adagrad", "row_wise", "row_wise", "single", clipped),
+            ("adam", "row_wise", "column_wise", "weighted", {}),
+            ("adam", "data_parallel", "data_parallel", "weighted", clipped),
+        )
     }
     assert_as_one_process(ranks, 2, cases)
 

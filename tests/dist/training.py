@@ -22,25 +22,31 @@ from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
 from fastdlrm.train.config import TrainConfig
 from fastdlrm.train.step import TrainStep
-from tests.training import DIM, FEATURES, TABLES, make_model
+from tests.training import DIM, FEATURES, TABLES, make_model, pooling_of
 
 State = dict[str, Tensor | TensorShard]
 
 
-def make_plan(world_size: int, **sharding: str) -> ShardingPlan:
-    """Tables a and b sharded as said; whole tables lie on the last rank."""
-    ranks = list(range(world_size))
+def make_plan(
+    world_size: int, dims: Mapping[str, int] | None = None, **sharding: str
+) -> ShardingPlan:
+    """Tables a and b sharded as said; whole tables lie on the last rank. Those in dims are narrow."""
+    ranks, dims = list(range(world_size)), dict(dims or {})
     makers = {
-        "table_wise": lambda rows: table_wise(rows, DIM, ranks[-1]),
-        "row_wise": lambda rows: row_wise(rows, DIM, ranks),
-        "column_wise": lambda rows: column_wise(rows, DIM, ranks),
-        "data_parallel": lambda rows: data_parallel(),
+        "table_wise": lambda rows, dim: table_wise(rows, dim, ranks[-1]),
+        "row_wise": lambda rows, dim: row_wise(rows, dim, ranks),
+        "column_wise": lambda rows, dim: column_wise(rows, dim, ranks),
+        "data_parallel": lambda rows, dim: data_parallel(),
     }
     tables: dict[str, TablePlan] = {
-        name: makers[sharding[name]](rows) for name, rows in TABLES.items()
+        name: makers[sharding[name]](rows, dims.get(name, DIM)) for name, rows in TABLES.items()
     }
     return ShardingPlan(
-        world_size=world_size, embedding_dim=DIM, num_embeddings=dict(TABLES), tables=tables
+        world_size=world_size,
+        embedding_dim=DIM,
+        num_embeddings=dict(TABLES),
+        tables=tables,
+        table_dims=dims,
     )
 
 
@@ -78,7 +84,7 @@ def _train(case: Case, world: World, device: str) -> tuple[list[float], State]:
         case.plan,
         FEATURES,
         world,
-        pooling=changes.get("pooling", "sum"),
+        pooling=pooling_of(changes.get("pooling", "sum")),
         dtype=changes.pop("table_dtype", torch.float32),
     )
     model = make_model(tables=tables, **changes)

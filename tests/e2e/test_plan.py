@@ -1,12 +1,13 @@
 """`fastdlrm plan` as a user runs it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from fastdlrm.parallel.plan import read_plan
-from tests.builders import fastdlrm, tiny_dataset
+from tests.builders import fastdlrm, invoke, tiny_dataset
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,12 @@ def test_a_table_a_rank_and_a_file(folder: Path) -> None:
     assert "…" not in text
     plan = read_plan(out)
     plan.require_fit(plan.num_embeddings, 4, 4)
+
+
+def test_what_compression_leaves_is_said(folder: Path) -> None:
+    quarters = "model.compression={default={kind='quotient_remainder'}, threshold_rows=50}"
+    text = invoke(*arguments(folder, "--gpus", "2", "--topology", "h100x8", "--set", quarters))
+    assert re.search(r"^compression of \d of 6 tables: [\d,]+ rows instead of", text, re.MULTILINE)
 
 
 def test_json_is_all_of_it(folder: Path) -> None:

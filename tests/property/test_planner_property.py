@@ -9,7 +9,6 @@ from fastdlrm.parallel.plan import (
     TablePlan,
     column_wise,
     data_parallel,
-    round_robin,
     row_wise,
     table_wise,
 )
@@ -31,7 +30,9 @@ def workloads(draw: st.DrawFn) -> Workload:
         ids = draw(st.sampled_from((1.0, 2.5, 40.0)))
         shares = draw(st.sampled_from(((), (0.5, 0.3, 0.2), (0.1,) * 10)))
         features.append(Feature(table=name, ids_per_sample=ids, is_bag=ids != 1, shares=shares))
+    narrow = draw(st.dictionaries(st.sampled_from(names), st.sampled_from((1, 5, 16)), max_size=3))
     return Workload(
+        table_dims=narrow,
         num_embeddings=dict(zip(names, rows, strict=True)),
         features=tuple(features),
         embedding_dim=DIM,
@@ -68,7 +69,7 @@ def test_plans_are_whole_and_fit_and_are_no_worse(
     except PlanError:
         assert not fitting
         return
-    plan.require_fit(workload.num_embeddings, DIM, world_size)
+    plan.require_fit(workload.num_embeddings, DIM, world_size, workload.table_dims)
     found = predict(plan, workload, topology)
     assert found.most_bytes <= topology.memory_bytes
     for cost in fitting:
@@ -78,24 +79,29 @@ def test_plans_are_whole_and_fit_and_are_no_worse(
 def simple_plans(workload: Workload, world_size: int) -> list[ShardingPlan]:
     """Dealt out in turn, and each way of cutting all tables."""
     rows = workload.num_embeddings
+    dims = {name: workload.dim_of(name) for name in rows}
     ranks = range(world_size)
 
     def all_by(cut: dict[str, TablePlan]) -> ShardingPlan:
         return ShardingPlan(
-            world_size=world_size, embedding_dim=DIM, num_embeddings=rows, tables=cut
+            world_size=world_size,
+            embedding_dim=DIM,
+            num_embeddings=rows,
+            tables=cut,
+            table_dims=workload.table_dims,
         )
 
-    plans = [round_robin(rows, DIM, world_size)]
+    dealt = {
+        name: table_wise(R, dims[name], i % world_size) for i, (name, R) in enumerate(rows.items())
+    }
+    plans = [all_by(dealt)]
     if world_size in (2, 4, 8):
-        # tables of fewer rows than ranks, and columns too narrow, are cut less
-        by_rows = {
-            name: row_wise(R, DIM, ranks) if world_size <= R else table_wise(R, DIM, 0)
-            for name, R in rows.items()
-        }
         if all(world_size <= R for R in rows.values()):
+            by_rows = {name: row_wise(R, dims[name], ranks) for name, R in rows.items()}
             plans.append(all_by(by_rows))
-        if DIM // world_size >= 8:
-            plans.append(all_by({name: column_wise(R, DIM, ranks) for name, R in rows.items()}))
-    if world_size > 1:
+        if all(dim % world_size == 0 and dim // world_size >= 8 for dim in dims.values()):
+            by_columns = {name: column_wise(R, dims[name], ranks) for name, R in rows.items()}
+            plans.append(all_by(by_columns))
+    if world_size > 1 and not workload.table_dims:
         plans.append(all_by({name: data_parallel() for name in rows}))
     return plans

@@ -145,6 +145,18 @@ def test_no_dense_feature() -> None:
 
 
 @CASES
+@pytest.mark.parametrize("features", [[0], [1], [1, 0], [0, 1]])
+def test_some_features(bags: Bags, weighted: bool, single: bool, features: list[int]) -> None:
+    found = sparse_of(bags, weighted, single).of_features(torch.tensor(features))
+    expected = sparse_of([bags[f] for f in features], weighted, single)
+    assert found.num_features == len(features)
+    assert bags_of(found) == bags_of(expected)
+    assert (found.lengths is None) == single
+    for one, other in ((found.lengths, expected.lengths), (found.weights, expected.weights)):
+        assert one is other is None or torch.equal(one, other)
+
+
+@CASES
 def test_to_a_device_keeps_everything(bags: Bags, weighted: bool, single: bool) -> None:
     batch = batch_of(bags, weighted=weighted, single=single)
     moved = batch.to("meta")

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fastdlrm.config import from_tree, load_config, preset_names, to_tree
+from fastdlrm.config import from_tree, load_config, preset_names, set_value, to_toml, to_tree
 from fastdlrm.errors import ConfigError
 
 
@@ -138,3 +138,33 @@ def test_a_file_that_is_not_toml(file: Path, content: bytes) -> None:
 def test_a_struct_s_own_check_says_where() -> None:
     with pytest.raises(ConfigError, match="here: width is -1; 1 or more is allowed"):
         from_tree({"width": -1}, Layer, "here")
+
+
+def test_goes_to_toml_and_back(tmp_path: Path) -> None:
+    odd = 'a "quote", \\, a line\nand \x7f'
+    net = Net(name=odd, rate=1e-300, layers=(Layer(width=1),) * 2, head=Layer(width=2, norm="é"))
+    path = tmp_path / "odd.toml"
+    path.write_text(to_toml(net), encoding="utf-8")
+    assert load_config(str(path), Net) == net
+
+
+def test_keys_that_need_quotes_are_quoted(tmp_path: Path) -> None:
+    class Tables(msgspec.Struct):
+        rows: dict[str, dict[str, list[int]]]
+
+    tables = Tables(rows={"a b.c": {"é": [1, 2]}, "": {"plain-1_x": []}})
+    path = tmp_path / "tables.toml"
+    path.write_text(to_toml(tables), encoding="utf-8")
+    assert load_config(str(path), Tables) == tables
+
+
+def test_what_is_none_is_left_out() -> None:
+    class Maybe(msgspec.Struct):
+        sla_ms: float | None = None
+
+    assert to_toml(Maybe()) == "\n"
+
+
+def test_a_section_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"here: rate is a value, not a section"):
+        set_value({"rate": 0.5}, "rate.x", 1, "here")

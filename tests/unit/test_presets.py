@@ -1,16 +1,19 @@
 import pytest
 
-from fastdlrm.config import from_tree, load_config, preset_names, to_tree
+from fastdlrm.config import from_tree, load_config, preset_names, to_toml, to_tree
 from fastdlrm.data.random import RandomShape
 from fastdlrm.errors import ConfigError
 from fastdlrm.train.recipe import Recipe
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_decodes_and_round_trips(name):
+def test_every_preset_decodes_and_round_trips(name, tmp_path):
     recipe = load_config(name, Recipe)
     assert recipe.data.schema().label.positive
     assert from_tree(to_tree(recipe), Recipe, name) == recipe
+    file = tmp_path / "preset.toml"
+    file.write_text(to_toml(recipe))
+    assert load_config(str(file), Recipe) == recipe
 
 
 def test_the_presets_there_are():
@@ -71,6 +74,13 @@ def test_studied_models_have_their_published_slas():
 def test_an_sla_is_above_0(sla_ms):
     with pytest.raises(ConfigError, match=r"sla_ms is .*; above 0 is allowed"):
         load_config("ncf", Recipe, [f"sla_ms={sla_ms}"])
+
+
+def test_weights_are_learned_where_the_rows_lie():
+    learned, host = "model.weighted_pooling=learned", "train.table_placement=host"
+    load_config("ncf", Recipe, [learned])
+    with pytest.raises(ConfigError, match=r"'learned' with .* 'host': .* set table_placement = 'd"):
+        load_config("ncf", Recipe, [learned, host])
 
 
 def test_ncf_has_two_tables_of_users_and_two_of_items():

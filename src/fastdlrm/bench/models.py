@@ -86,6 +86,11 @@ class BenchModel:
                 f"--config {name}: model.compression is set; bench measures tables with a row for "
                 "every id: take that section out"
             )
+        if recipe.model.table_dims or recipe.model.mixed_dims:
+            raise ConfigError(
+                f"--config {name}: model.table_dims or mixed_dims is set; bench measures tables of "
+                "one width: take it out"
+            )
         return cls(
             name=name,
             recipe=recipe,

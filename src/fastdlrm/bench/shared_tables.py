@@ -109,6 +109,6 @@ def _map(model: BenchModel, fd: int, *, shared: bool) -> EmbeddingTables:
         layout.num_embeddings,
         layout.feature_tables,
         embedding_dim=dim,
-        pooling=model.recipe.model.pooling,
+        pooling=layout.pooling,
         stack=flat.view(num_rows, dim),
     )

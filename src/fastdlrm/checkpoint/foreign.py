@@ -37,7 +37,6 @@ from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
 
 OTHER_MODELS = {
-    "v_W_l": "a learned weight for each row (--weighted-pooling)",
     "embs": "a table of its own dimension (--md-flag)",
     "proj": "a table of its own dimension (--md-flag)",
     "module": "one rank's part of a model on several (save it from one process)",
@@ -94,7 +93,7 @@ class ForeignWeights:
             )
         tensors = {part: found[originals[key]] for part, key in keys.items()}
         for part, tensor in tensors.items():
-            num_dims = 1 if part.endswith(".bias") else 2
+            num_dims = 1 if part.endswith((".bias", ".pooling_weight")) else 2
             if tensor.dim() != num_dims or not tensor.numel():
                 raise CheckpointError(
                     f"{path}: {keys[part]!r} has shape {tuple(tensor.shape)}; {num_dims} "
@@ -130,6 +129,8 @@ class ForeignWeights:
             "bottom_mlp": bottom,
             "top_mlp": self._widths("top_mlp", self.depths.top)[:-1],
             "pooling": "sum",
+            "table_pooling": {},
+            "weighted_pooling": "learned" if self.depths.weighted else "none",
             "norm": "none",
             "include_diagonal": False,
             "num_cross_layers": self.depths.cross,
@@ -195,7 +196,7 @@ class ForeignWeights:
             found, wanted = tuple(tensor.shape), tuple(expected[part].shape)
             if found != wanted:
                 why = "the widths of the layers before it"
-                if part.startswith("tables.") and found[1] != wanted[1]:
+                if part.startswith("tables.") and found[1:] != wanted[1:]:
                     why = f"{self.keys[self._table(0)]!r}: all tables are of one dimension"
                 elif part.endswith((".quotient", ".remainder")):
                     why = "the rows of the dataset's table and num_collisions of model.compression"
@@ -238,7 +239,14 @@ class ForeignWeights:
         return len(same)
 
     def _require_tables(self, schema: Schema) -> None:
-        """Check number and names of the tables."""
+        """Check number, names and weights of the tables."""
+        if self.depths.weighted and self.depths.divided:
+            first = self.keys[self._table(min(self.depths.divided))]
+            raise CheckpointError(
+                f"{self.path}: {self.keys['tables.0.pooling_weight']!r} weighs the ids of "
+                f"quotient-remainder tables such as {first!r}; here their rows have weights: train "
+                "it without --weighted-pooling or without --qr-flag"
+            )
         tables = tables_in_order(schema, self.naming.name)
         if len(tables) != len(self.depths.tables):
             last = self.keys[self._table(len(self.depths.tables) - 1)]
@@ -281,7 +289,7 @@ def foreign_state(
     Raises:
         CheckpointError: The other program has no such model.
     """
-    _require_exportable(config, naming)
+    _require_exportable(config, schema, naming)
     parts = parts_of(model, schema, naming)
     tables = [f"t_{name}" for name in tables_in_order(schema, naming)]
     depths = depths_of(list(parts), tables)
@@ -296,7 +304,7 @@ def foreign_state(
     return {name: parts[part].detach() for part, name in names.items()}
 
 
-def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
+def _require_exportable(config: ModelConfig, schema: Schema, naming: NamingName) -> None:
     """Check that a program of that naming has such a model."""
     kinds = ("dot", "cat") if naming == "reference" else ("dot", "cross", "projection")
     other = {"reference": "torchrec", "torchrec": "reference"}[naming]
@@ -305,7 +313,18 @@ def _require_exportable(config: ModelConfig, naming: NamingName) -> None:
             f"model.interaction is {config.interaction!r}; {naming} has {' and '.join(kinds)}: "
             f"export to {other}"
         )
-    wanted: dict[str, Any] = {"pooling": "sum", "norm": "none"}
+    for name, dim in config.table_dims.items():
+        if dim < config.embedding_dim:
+            raise CheckpointError(
+                f"table {name!r} has {dim} of {config.embedding_dim} columns (model.table_dims); "
+                f"{naming} takes tables of embedding_dim columns alone"
+            )
+    for table in schema.tables:
+        if (rule := config.table_pooling.get(table.name, config.pooling)) != "sum":
+            raise CheckpointError(
+                f"table {table.name!r}: model.pooling is {rule!r}; {naming} knows 'sum' alone"
+            )
+    wanted: dict[str, Any] = {"norm": "none"}
     if naming == "torchrec":
         wanted["include_diagonal"] = False
     for key, value in wanted.items():

@@ -4,6 +4,7 @@ Both speak here of the same parts, which bear the names
 
     tables.K                               the K-th table, shape (rows, D)
     tables.K.quotient, .remainder          in place of it, of a quotient-remainder table
+    tables.K.pooling_weight                learned weights of its rows, shape (rows,)
     bottom_mlp.K.weight, .bias             the K-th linear layer
     top_mlp.K.weight, .bias                likewise, the output layer included
     interaction.layers.K.v, .u, .bias      the K-th cross layer
@@ -28,6 +29,7 @@ MLP = {"bottom_mlp": "bot_l", "top_mlp": "top_l"}
 BAGS = "sparse_arch.embedding_bag_collection.embedding_bags."
 OVER = "over_arch.model"
 DIVIDED = {"quotient": "weight_q", "remainder": "weight_r"}
+WEIGHTS = "v_W_l"
 CROSS = {"v": "V_kernels", "u": "W_kernels", "bias": "bias"}
 BRANCHES = ("branch1", "branch2")
 LINEAR = ("weight", "bias")
@@ -43,6 +45,7 @@ class Depths(NamedTuple):
         cross: Layers of the cross network.
         branches: Linear layers of a projection's two MLPs.
         divided: Which tables are quotient-remainder tables, by their numbers.
+        weighted: Whether rows have learned pooling weights.
     """
 
     tables: tuple[str, ...]
@@ -51,6 +54,7 @@ class Depths(NamedTuple):
     cross: int = 0
     branches: tuple[int, int] = (0, 0)
     divided: frozenset[int] = frozenset()
+    weighted: bool = False
 
 
 class Naming(NamedTuple):
@@ -109,7 +113,8 @@ def _reference_depths(keys: Collection[str]) -> Depths:
     num_tables = _count(keys, "emb_l.{}.weight", "emb_l.{}.weight_q")
     bottom, top = (_count(keys, f"{mlp}.{{}}.weight", step=2) for mlp in MLP.values())
     divided = frozenset(k for k in range(num_tables) if f"emb_l.{k}.weight_q" in keys)
-    return Depths(tuple(map(str, range(num_tables))), bottom, top, divided=divided)
+    tables = tuple(map(str, range(num_tables)))
+    return Depths(tables, bottom, top, divided=divided, weighted=f"{WEIGHTS}.0" in keys)
 
 
 def _reference_names(depths: Depths) -> dict[str, str]:
@@ -120,6 +125,8 @@ def _reference_names(depths: Depths) -> dict[str, str]:
             names |= {f"tables.{k}.{p}": f"emb_l.{k}.{theirs}" for p, theirs in DIVIDED.items()}
         else:
             names[f"tables.{k}"] = f"emb_l.{k}.weight"
+        if depths.weighted:
+            names[f"tables.{k}.pooling_weight"] = f"{WEIGHTS}.{k}"
     for part, num_layers in (("bottom_mlp", depths.bottom), ("top_mlp", depths.top)):
         for k, kind in _linear(num_layers):
             names[f"{part}.{k}.{kind}"] = f"{MLP[part]}.{2 * k}.{kind}"

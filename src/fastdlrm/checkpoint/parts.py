@@ -57,6 +57,8 @@ def part_names(model: DLRM, schema: Schema, naming: NamingName) -> dict[str, str
             kind for kind in ("", ".quotient", ".remainder") if f"tables.{table}{kind}" in state
         ]
         names |= {f"tables.{k}{kind}": f"tables.{table}{kind}" for kind in kinds}
+        if (weights := f"pooling_weights.{table}") in state and naming == "reference":
+            names[f"tables.{k}.pooling_weight"] = weights
     mlps = {"bottom_mlp": model.bottom_mlp, "top_mlp": model.top_mlp}
     if isinstance(model.interaction, ProjectionInteraction):
         mlps |= {f"interaction.{name}": getattr(model.interaction, name) for name in BRANCHES}
@@ -106,7 +108,8 @@ def depths_of(parts: Sequence[str], tables: Sequence[str]) -> Depths:
     )
     cross = sum(name.endswith(".v") for name in parts)
     divided = frozenset(int(name.split(".")[1]) for name in parts if name.endswith(".quotient"))
-    return Depths(tuple(tables), bottom, top, cross, (first, second), divided)
+    weighted = any(name.endswith(".pooling_weight") for name in parts)
+    return Depths(tuple(tables), bottom, top, cross, (first, second), divided, weighted)
 
 
 def columns_of(config: ModelConfig, schema: Schema, naming: NamingName) -> Tensor | None:

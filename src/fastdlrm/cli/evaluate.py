@@ -22,42 +22,14 @@ def evaluate(
 
     fastdlrm eval --run RUN --data DATA --split test --json
     """
-    from datetime import UTC, datetime
-
-    from fastdlrm import __version__
-    from fastdlrm.contracts.manifest import CheckpointManifest, read_manifest, source_commit
-    from fastdlrm.data.dataset import Dataset
-    from fastdlrm.metrics.eval_result import EvalResult, check_output, write_eval_result
+    from fastdlrm.metrics.eval_result import check_output, write_eval_result
     from fastdlrm.metrics.values import SCALARS
-    from fastdlrm.train.device import device_name, scoring_device
-    from fastdlrm.train.evaluate import evaluate as measure
-    from fastdlrm.train.matmul import use
-    from fastdlrm.train.run import Run
+    from fastdlrm.train.evaluate import evaluate_run
 
     if out is not None:
         check_output(out)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    opened = Run.open(run)
-    dataset = Dataset.open(data)
-    opened.require_same_encoding(dataset)
-    config = opened.recipe.train
-    device = scoring_device(config.device)
-    use(run, device)
-    model = opened.load_model(checkpoint).to(device)
-    values = measure(model, dataset.split(split), config.eval_batch_size, device)
+    result = evaluate_run(run, data, split, checkpoint)
     if out is not None:
-        result = EvalResult(
-            created_by=__version__,
-            commit=source_commit(),
-            started=started,
-            run=str(run),
-            step=read_manifest(opened.checkpoint_folder(checkpoint), CheckpointManifest).step,
-            data=str(data),
-            split=split,
-            config=opened.manifest.config,
-            machine=device_name(device),
-            values=values,
-        )
         write_eval_result(out, result)
     shown = (*SCALARS, "num_samples", "num_positives")
-    emit(values, json, lambda: {name: getattr(values, name) for name in shown})
+    emit(result.values, json, lambda: {name: getattr(result.values, name) for name in shown})

@@ -15,6 +15,7 @@ from fastdlrm.cli import (
     bench,
     doctor,
     download,
+    embeddings,
     evaluate,
     export,
     export_binary,
@@ -34,6 +35,7 @@ from fastdlrm.cli import (
     serve,
     trace,
     train,
+    tune,
 )
 from fastdlrm.errors import ConfigError, FastDLRMError
 
@@ -70,9 +72,11 @@ app.add_typer(trace.app, name="trace")
 app.command("export-binary")(export_binary.export_binary)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("import-checkpoint")(import_checkpoint.import_checkpoint)
 app.command("export-checkpoint")(export_checkpoint.export_checkpoint)
 app.command("eval")(evaluate.evaluate)
+app.command("embeddings")(embeddings.embeddings)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("export-delta")(export_delta.export_delta)

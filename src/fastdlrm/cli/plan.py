@@ -53,6 +53,7 @@ def plan(
     from fastdlrm.parallel.prediction import predict
     from fastdlrm.parallel.topology import named_topology
     from fastdlrm.parallel.world import World
+    from fastdlrm.train.dims import describe_mixed_dims, with_table_dims
     from fastdlrm.train.memory import describe_compression
     from fastdlrm.train.recipe import Recipe
     from fastdlrm.train.workload import workload_of
@@ -64,6 +65,7 @@ def plan(
         launch_again(sys.argv[1:], ranks)
         return
     dataset = Dataset.open(data)
+    recipe = with_table_dims(recipe, dataset.schema, dataset.manifest.encoding)
     work = workload_of(recipe, dataset)
     machine = _measured(recipe) if topology == "measure" else named_topology(topology)
     if not world.is_first:
@@ -82,8 +84,9 @@ def plan(
         typer.echo(msgspec.json.encode(found).decode())
     else:
         _show(made, prediction, machine, least or ranks)
-        for line in describe_compression(recipe, dataset.schema, dataset.manifest.encoding):
-            typer.echo(line)
+        for tell in (describe_mixed_dims, describe_compression):
+            for line in tell(recipe, dataset.schema, dataset.manifest.encoding):
+                typer.echo(line)
 
 
 def _measured(recipe: "Recipe") -> "Topology":

@@ -1,4 +1,4 @@
-"""`fastdlrm report`: results of benchmarks, runs and evaluations -> page, Markdown, JSON."""
+"""`fastdlrm report`: results of benchmarks, studies, runs, evaluations -> page, Markdown, JSON."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,8 @@ def report(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Results of `fastdlrm bench` and of `fastdlrm eval --out`, folders of runs."
+            help="Results of `fastdlrm bench` and of `fastdlrm eval --out`, folders of runs and "
+            "studies."
         ),
     ],
     out: Annotated[
@@ -24,7 +25,7 @@ def report(
     title: Annotated[str, typer.Option(help="Of the report.")] = "Report",
     json: Json = False,
 ) -> None:
-    """Charts and tables of benchmarks and training runs: one page that loads nothing.
+    """Charts and tables of benchmarks, studies and training runs: one page that loads nothing.
 
     Results of one benchmark and model, from several machines, are drawn together.
 

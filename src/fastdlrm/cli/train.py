@@ -13,7 +13,7 @@ from fastdlrm.cli.options import Config, Json, Overrides, emit
 from fastdlrm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastdlrm.train.trainer import Progress
+    from fastdlrm.train.loop import Progress
 
 
 def train(

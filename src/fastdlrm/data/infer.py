@@ -1,14 +1,14 @@
 """A raw file -> its layout, statistics of its columns, a proposed [data] section, and warnings."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fastdlrm.config import toml_value
 from fastdlrm.contracts.schema import Label
 from fastdlrm.data.config import DataConfig, Holdout, SourceConfig, SplitConfig
 from fastdlrm.data.parquet import ParquetReader
@@ -22,7 +22,6 @@ from fastdlrm.errors import DataError
 
 HELD_OUT = 0.1
 """Share of rows proposed for validation, and for test."""
-_TOML_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +109,7 @@ def _fields(struct: msgspec.Struct, skip: tuple[str, ...] = ()) -> list[str]:
         for field in msgspec.structs.fields(struct)
         if field.name not in skip and getattr(struct, field.name) != field.default
     ]
-    return [f"{name} = {_value(value)}" for name, value in given]
-
-
-def _value(value: Any) -> str:
-    if not isinstance(value, tuple):
-        # JSON's strings, numbers and booleans are TOML's, but for the character DEL.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    items = [_value(item) for item in value]
-    if sum(len(item) + 2 for item in items) < _TOML_WIDTH - len("weight_column = []"):
-        return f"[{', '.join(items)}]"
-    lines = [""]
-    for item in items:
-        if len(lines[-1]) + len(item) + 4 > _TOML_WIDTH:
-            lines.append("")
-        lines[-1] += f" {item},"
-    return "\n".join(["[", *(f" {line}" for line in lines), "]"])
+    return [f"{name} = {toml_value(value)}" for name, value in given]
 
 
 def _sample(path: Path, source: SourceConfig, num_rows: int, proposal: Proposal) -> pa.RecordBatch:

@@ -1,5 +1,6 @@
 """How often each row of a table is looked up, and what follows for a cache of its rows."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,17 @@ class Spectrum:
             hits=self._hits(ranks, num_lookups),
             cache_hits=self._hits(np.array(cached), num_lookups),
         )
+
+    def rows_for(self, share: float) -> int:
+        """The fewest rows that take a share of the lookups; 0 without lookups."""
+        ends = np.cumsum(self.counts * self.num_rows)
+        wanted = share * int(ends[-1]) if len(ends) else 0.0
+        if not wanted:
+            return 0
+        place = int(np.searchsorted(ends, wanted))
+        before = int(ends[place] - self.counts[place] * self.num_rows[place])
+        rows_before = int(self.num_rows[:place].sum())
+        return rows_before + math.ceil((wanted - before) / int(self.counts[place]))
 
     @property
     def _last_ranks(self) -> NDArray[np.int64]:

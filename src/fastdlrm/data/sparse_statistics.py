@@ -114,8 +114,7 @@ class TableScan:
         return Spectrum.of(self._train)
 
     def _counts(self, feature: SparseFeature, rows: Sequence[pa.RecordBatch]) -> Counts:
-        columns = [_elements(part.column(feature.name)) for part in rows]
-        return row_counts(feature.name, columns, self._encoding.num_embeddings)
+        return feature_counts(feature, rows, self._encoding.num_embeddings)
 
     def _top(
         self, ids: NDArray[np.int64], shares: Mapping[str, NDArray[np.float64]]
@@ -131,6 +130,23 @@ class TableScan:
             )
             for place, (i, value) in enumerate(zip(ids, values, strict=True))
         )
+
+
+def feature_counts(
+    feature: SparseFeature, rows: Sequence[pa.RecordBatch], num_embeddings: int
+) -> Counts:
+    """The number of lookups of each row of a feature's table, shape (num_embeddings,).
+
+    Args:
+        feature: Whose ids are counted.
+        rows: Encoded rows.
+        num_embeddings: Rows of the table.
+
+    Raises:
+        DataError: An id is no row of the table.
+    """
+    columns = [_elements(part.column(feature.name)) for part in rows]
+    return row_counts(feature.name, columns, num_embeddings)
 
 
 def _summed(

@@ -165,6 +165,16 @@ def read_values(folder: Path, encoding: TableEncoding, places: NDArray[np.int64]
     return [values[place].as_py() for place in places.tolist()]
 
 
+def find_value(folder: Path, encoding: TableEncoding, value: str) -> int | None:
+    """The place of a raw value in a vocabulary; None where it is not in it.
+
+    Raises:
+        DataError: As `read_keys`.
+    """
+    place = int(pc.index(_read(folder, encoding, "value"), value).as_py())
+    return None if place < 0 else place
+
+
 def read_counts(folder: Path, encoding: TableEncoding) -> NDArray[np.uint64]:
     """How often each value of a vocabulary occurred, in the order of their ids.
 

@@ -4,7 +4,6 @@ Shapes: n rows, D embedding dim.
 """
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,10 @@ from fastdlrm.contracts.exported import ExportedManifest
 from fastdlrm.contracts.manifest import RunManifest, read_manifest, verify_files
 from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, TABLES
-from fastdlrm.export.tables import CHUNK_ROWS, map_stack, stored_rows, table_starts
+from fastdlrm.export.tables import CHUNK_ROWS, StoredTables, open_tables, replace_rows, stored_rows
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.layout import layout_of
 
 MAX_DELTA_ROWS = 1 << 18
 """Of one delta: more are written as several, so that no second copy of a table is made."""
@@ -50,17 +50,16 @@ def write_fresh_rows(
     _require_same_encoding(folder, manifest, run)
     if not tables_only:
         _require_same_mlps(folder, model)
-    tables, dim = model.tables.state_tensors(), manifest.config["model"]["embedding_dim"]
-    sizes = {name: len(rows) for name, rows in tables.items()}
-    stack = map_stack(folder / TABLES, sum(sizes.values()), dim, manifest.table_dtype)
-    starts = table_starts(sizes)
-    sequence = _apply_deltas(folder / DELTAS, stack, starts, manifest)
+    config = from_tree(manifest.config["model"], ModelConfig, str(folder))
+    layout = layout_of(config, manifest.schema, manifest.encoding)
+    stored = open_tables(folder / TABLES, config, layout, manifest.table_dtype)
+    sequence = _apply_deltas(folder / DELTAS, stored)
+    served, tables = stored.state_tensors(), model.tables.state_tensors()
     base = manifest.files[TABLES].sha256
     written = []
     for name, rows in tables.items():
-        served = stack[starts[name] : starts[name] + len(rows)]
         try:
-            changed = _changed(rows, served, manifest)
+            changed = _changed(rows, served[name], manifest)
         except ValueError as problem:
             raise ExportError(f"table {name!r} of the run: {problem}") from problem
         for start in range(0, len(changed), MAX_DELTA_ROWS):
@@ -82,9 +81,7 @@ def _changed(rows: Tensor, served: Tensor, manifest: ExportedManifest) -> np.nda
     return np.concatenate(found).astype(np.int64)
 
 
-def _apply_deltas(
-    folder: Path, stack: Tensor, starts: Mapping[str, int], manifest: ExportedManifest
-) -> int:
+def _apply_deltas(folder: Path, tables: StoredTables) -> int:
     """Bring the private mapping up to the last delta; its sequence number."""
     numbers = sequences(folder)
     if numbers != list(range(1, len(numbers) + 1)):
@@ -93,8 +90,7 @@ def _apply_deltas(
         )
     for number in numbers:
         delta = read_delta(delta_path(folder, number))
-        places = torch.from_numpy(delta.ids) + starts[delta.table]
-        stack[places] = stored_rows(torch.from_numpy(delta.rows), manifest.table_dtype)
+        replace_rows(tables, delta.table, torch.from_numpy(delta.ids), torch.from_numpy(delta.rows))
     return len(numbers)
 
 

@@ -40,7 +40,7 @@ from fastdlrm.export.graphs import GraphedPredictor
 from fastdlrm.export.offline import OfflineEncoder
 from fastdlrm.export.programs import DenseProgram, load_program, machine, require_machine
 from fastdlrm.export.request_encoder import RequestEncoder
-from fastdlrm.export.tables import replace_rows, stored_tables
+from fastdlrm.export.tables import open_tables, replace_rows
 from fastdlrm.export.vocabulary_index import INDEX, VocabularyIndex
 from fastdlrm.kernels.cpu.matmul import apply as multiply_as
 from fastdlrm.model.build import around_tables
@@ -87,17 +87,9 @@ class ExportedModel:
             multiply_as(manifest.matmul)
         config = from_tree(manifest.config["model"], ModelConfig, str(folder / MANIFEST))
         layout = layout_of(config, schema, encoding)
-        self._tables = stored_tables(
-            folder / TABLES,
-            layout.num_embeddings,
-            layout.feature_tables,
-            dim=config.embedding_dim,
-            dtype=manifest.table_dtype,
-            pooling=config.pooling,
-            device=device,
-        )
-        tables = layout.wrapped(self._tables)
-        model = with_weights(folder / MLP, config, schema, tables).to(device)
+        self._tables = open_tables(folder / TABLES, config, layout, manifest.table_dtype, device)
+        self._lookup = layout.wrapped(self._tables)
+        model = with_weights(folder / MLP, config, schema, self._lookup).to(device)
         self._predictor = predictor_of(model, manifest, device)
         self.program = program or manifest.program
         self._graphs: GraphedPredictor | None = None
@@ -158,7 +150,7 @@ class ExportedModel:
             return self._graphs(batch)
         moved = batch if self.device.type == "cpu" else batch.to(self.device)
         if self._dense is not None:
-            return self._dense(moved.dense, self._tables(moved.sparse, torch.float32))
+            return self._dense(moved.dense, self._lookup(moved.sparse, torch.float32))
         return self._predictor(moved.dense, moved.sparse).cpu()
 
     @property

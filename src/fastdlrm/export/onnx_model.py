@@ -5,10 +5,11 @@ before calibration; all numbers are float32. An id outside its table is an error
 Invariant: rows of bags are added one after the other, as in the other lookups, not by differences
 of running sums, which would lose what a long batch's sum has outgrown.
 
-Shapes: B batch, N dense features, F sparse features, D embedding dim, L ids in the batch, R rows of
-all tables.
+Shapes: B batch, N dense features, F sparse features, D embedding dim, d columns of a stack, L ids
+in the batch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ from fastdlrm.contracts.signature import DENSE, IDS, LENGTHS, WEIGHTS
 from fastdlrm.errors import ExportError
 from fastdlrm.export.model import TABLES
 from fastdlrm.export.programs import OUTPUT, DenseHead, onnx_session, write_onnx
-from fastdlrm.export.tables import map_stack, plain_rows, table_starts
+from fastdlrm.export.tables import StoredStack, StoredTables, open_tables, plain_rows
 from fastdlrm.model.compression_config import CompressionConfig
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
-from fastdlrm.model.layout import Layout, layout_of
+from fastdlrm.model.layout import layout_of
+from fastdlrm.model.mixed_tables import MixedTables
+from fastdlrm.model.pooling import by_feature
 
 FILE = "model.onnx"
 MAX_TABLE_BYTES = 2 * 10**9
@@ -49,17 +52,15 @@ def require_plain(compression: CompressionConfig) -> None:
         )
 
 
-def require_small(num_rows: int, dim: int) -> None:
+def require_small(num_bytes: int) -> None:
     """Check that tables fit into one ONNX file.
 
     Args:
-        num_rows: R.
-        dim: D.
+        num_bytes: Of all rows in float32.
 
     Raises:
         ExportError: They do not.
     """
-    num_bytes = num_rows * dim * 4
     if num_bytes > MAX_TABLE_BYTES:
         raise ExportError(
             f"{FILE}: the tables take {num_bytes / 1e9:.2f} GB in float32, one ONNX file holds "
@@ -123,9 +124,9 @@ def build_onnx_model(
     """
     schema, dtype = manifest.schema, manifest.table_dtype
     layout = layout_of(config, schema, manifest.encoding)
-    num_rows = sum(layout.num_embeddings.values())
-    stored = map_stack(folder / TABLES, num_rows, config.embedding_dim, dtype)
-    lookup = _Lookup(layout, plain_rows(stored, dtype), is_mean=config.pooling == "mean")
+    tables = open_tables(folder / TABLES, config, layout, dtype)
+    takes_mean = [rule == "mean" for rule in by_feature(layout.pooling, layout.feature_tables)]
+    lookup = _Lookup(tables, layout.feature_tables, takes_mean, dtype)
     whole = _Whole(lookup, DenseHead(model)).eval()
     inputs = _inputs(schema, batch)
     write_onnx(folder / FILE, _traced(whole, inputs), list(inputs))
@@ -135,30 +136,103 @@ def build_onnx_model(
     return OnnxModel(file=FILE, inputs=tuple(inputs), max_logit_difference=difference)
 
 
-class _Lookup(nn.Module):
-    """Pooled vectors of an encoded batch, in torch's own operators."""
+class _Rows(nn.Module):
+    """The rows of one stack, d numbers each, for ids of all features.
+
+    Args:
+        stack: As it is stored.
+        features: Those that are looked up in it.
+        used: The table of each of all F features.
+        dtype: Of the rows.
+    """
 
     stack: Tensor
+    features: Tensor
+    is_here: Tensor
     starts: Tensor
     sizes: Tensor
 
-    def __init__(self, layout: Layout, stack: Tensor, *, is_mean: bool) -> None:
+    def __init__(
+        self, stack: StoredStack, features: Tensor, used: Sequence[str], dtype: TableDtype
+    ) -> None:
         super().__init__()
-        sizes, used = layout.num_embeddings, layout.feature_tables
-        starts = table_starts(sizes)
-        self.is_mean = is_mean
-        self.register_buffer("stack", stack)
-        self.register_buffer("starts", torch.tensor([starts[t] for t in used], dtype=torch.int64))
-        self.register_buffer("sizes", torch.tensor([sizes[t] for t in used], dtype=torch.int64))
+        starts = torch.zeros(len(used), dtype=torch.int64)
+        starts[features] = stack.feature_starts.long()
+        sizes = [stack.num_embeddings.get(table, 0) for table in used]
+        here = [table in stack.num_embeddings for table in used]
+        self.has_all = all(here)
+        self.register_buffer("stack", plain_rows(stack.weight.detach(), dtype))
+        self.register_buffer("features", features)
+        self.register_buffer("is_here", torch.tensor(here, dtype=torch.bool))
+        self.register_buffer("starts", starts)
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.int64))
+
+    def of_own(self, ids: Tensor) -> Tensor:
+        """Of its own features, shape (B, F', d), of ids (B, F)."""
+        own = self.features
+        return self._rows(ids[:, own], self.starts[own], self.sizes[own])
+
+    def of_all(self, ids: Tensor, features: Tensor) -> Tensor:
+        """Of ids (L,) of any features (L,), shape (L, d); zeros for those of other stacks."""
+        if self.has_all:
+            return self._rows(ids, self.starts[features], self.sizes[features])
+        is_here = self.is_here[features]
+        # row 0 stands for ids of other stacks
+        ids = torch.where(is_here, ids, 0)
+        rows = self._rows(ids, self.starts[features], torch.where(is_here, self.sizes[features], 1))
+        return rows * is_here.unsqueeze(1)
+
+    def _rows(self, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
+        """Rows of ids; an id outside its table asks for a row behind the last, which is none."""
+        is_there = (ids >= 0) & (ids < sizes)
+        places = torch.where(is_there, ids + starts, self.stack.shape[0])
+        return nn.functional.embedding(places, self.stack)
+
+
+class _Lookup(nn.Module):
+    """Pooled vectors of an encoded batch, in torch's own operators.
+
+    Args:
+        tables: As they are stored.
+        used: The table of each feature.
+        takes_mean: Of each feature, whether its bags' sums are divided by their sizes.
+        dtype: Of the rows.
+    """
+
+    order: Tensor
+    takes_mean: Tensor
+
+    def __init__(
+        self,
+        tables: StoredTables,
+        used: Sequence[str],
+        takes_mean: Sequence[bool],
+        dtype: TableDtype,
+    ) -> None:
+        super().__init__()
+        parts = (
+            [part for part in tables.parts() if len(part[1])]
+            if isinstance(tables, MixedTables)
+            else [(tables, torch.arange(len(used)))]
+        )
+        self.dim, self.num_features = tables.embedding_dim, len(used)
+        self.has_means = any(takes_mean)
+        self.register_buffer("takes_mean", torch.tensor(takes_mean).unsqueeze(1))
+        self.stacks: list[_Rows] = nn.ModuleList(  # type: ignore[assignment]
+            _Rows(*part, used, dtype) for part in parts
+        )
+        order = torch.cat([features for _, features in parts] or [torch.empty(0)])
+        self.register_buffer("order", order.argsort())
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Shape (B, F, D)."""
-        if not len(self.starts):
+        if not self.num_features:
             dense = inputs[DENSE]
-            return dense.new_empty(dense.shape[0], 0, self.stack.shape[1])
+            return dense.new_empty(dense.shape[0], 0, self.dim)
         if LENGTHS in inputs:
             return self._bags(inputs[IDS], inputs[LENGTHS], inputs.get(WEIGHTS))
-        return self._rows(inputs[IDS], self.starts, self.sizes)
+        vectors = [self._widened(stack.of_own(inputs[IDS])) for stack in self.stacks]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)[:, self.order]
 
     def _bags(self, ids: Tensor, lengths: Tensor, weights: Tensor | None) -> Tensor:
         """Pooled vectors, shape (B, F, D), of `ids` (L,) in bags of `lengths` (F, B)."""
@@ -169,20 +243,22 @@ class _Lookup(nn.Module):
         begins = begins.scatter_add(0, flat.cumsum(0), torch.ones_like(flat))
         bags = begins.cumsum(0)[:-1]
         features = bags // B
-        rows = self._rows(ids, self.starts[features], self.sizes[features])
+        rows, *others = (self._widened(stack.of_all(ids, features)) for stack in self.stacks)
+        for other in others:
+            rows = rows + other
         if weights is not None:
             rows = rows * weights.unsqueeze(1)
-        D = rows.shape[1]
+        D = self.dim
         pooled = torch.zeros(F * B, D).scatter_add(0, bags.unsqueeze(1).expand(-1, D), rows)
-        if self.is_mean:
-            pooled = pooled / flat.clamp(min=1).unsqueeze(1)
+        if self.has_means:
+            divisors = torch.where(self.takes_mean, lengths.clamp(min=1), 1)
+            pooled = pooled / divisors.reshape(-1, 1)
         return pooled.view(F, B, D).transpose(0, 1)
 
-    def _rows(self, ids: Tensor, starts: Tensor, sizes: Tensor) -> Tensor:
-        """Rows of ids; an id outside its table asks for a row behind the last, which is none."""
-        is_there = (ids >= 0) & (ids < sizes)
-        places = torch.where(is_there, ids + starts, self.stack.shape[0])
-        return nn.functional.embedding(places, self.stack)
+    def _widened(self, rows: Tensor) -> Tensor:
+        """Rows with zeros up to D numbers."""
+        missing = self.dim - rows.shape[-1]
+        return nn.functional.pad(rows, (0, missing)) if missing else rows
 
 
 class _Whole(nn.Module):

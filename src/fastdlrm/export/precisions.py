@@ -12,7 +12,7 @@ from fastdlrm.config import from_tree
 from fastdlrm.contracts.exported import ExportedManifest, MlpDtype, TableDtype
 from fastdlrm.errors import ExportError
 from fastdlrm.export.model import MLP, predictor_of, with_weights
-from fastdlrm.export.tables import stored_tables, write_tables
+from fastdlrm.export.tables import open_tables, write_tables
 from fastdlrm.export.verify import Score
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.dlrm import DLRM
@@ -47,14 +47,7 @@ def other_precisions(
         path = folder / f"compared-{tables}.bin"
         try:
             write_tables(path, model.tables.state_tensors(), tables)
-            stored = stored_tables(
-                path,
-                layout.num_embeddings,
-                layout.feature_tables,
-                dim=config.embedding_dim,
-                dtype=tables,
-                pooling=config.pooling,
-            )
+            stored = open_tables(path, config, layout, tables)
         except ExportError as problem:
             logger.warning("not compared: %s", problem)
             continue

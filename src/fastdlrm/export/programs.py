@@ -120,11 +120,14 @@ class DenseHead(nn.Module):
         """
         super().__init__()
         self.bottom_mlp, self.top_mlp = model.bottom_mlp, model.top_mlp
+        self.table_projection = model.table_projection
         self.interaction = model.interaction.compilable()
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
         """Logits, shape (B,), of dense features (B, N) and pooled vectors (B, F, D)."""
         vector = None if self.bottom_mlp is None else self.bottom_mlp(dense)
+        if self.table_projection is not None:
+            pooled = self.table_projection(pooled)
         logits: Tensor = self.top_mlp(self.interaction(vector, pooled))
         return logits.squeeze(1)
 

@@ -46,7 +46,7 @@ from fastdlrm.export.onnx_model import build_onnx_model, require_plain, require_
 from fastdlrm.export.precisions import other_precisions
 from fastdlrm.export.programs import build_program, machine
 from fastdlrm.export.sample_rows import draw_rows
-from fastdlrm.export.tables import row_bytes, write_tables
+from fastdlrm.export.tables import tables_bytes, write_tables
 from fastdlrm.export.verify import (
     Limits,
     Verification,
@@ -159,7 +159,7 @@ def export(
     _require_possible(options, validation, test)
     if options.onnx_model:
         require_plain(source.config.compression)
-        require_small(sum(source.model.tables.num_embeddings.values()), source.config.embedding_dim)
+        require_small(tables_bytes(source.model.tables.state_tensors(), "fp32"))
     try:
         with new_folder(out) as folder:
             return _fill(folder, source, options, Splits(validation, test), requests)
@@ -272,17 +272,16 @@ def _qualities(
         ExportError: The exported one is worse than allowed, or its float32 logits are not the
             run's.
     """
-    test, dim = splits.test, source.config.embedding_dim
+    test = splits.test
     assert test is not None
     count = min(len(test), options.verify_rows)
-    num_rows = sum(source.model.tables.num_embeddings.values())
     exact = Predictor(source.model.eval())
     verification = Verification(
         lambda batch: exact(batch.dense, batch.sparse),
         test,
         count,
         model.manifest.calibration,
-        lambda tables: num_rows * row_bytes(tables, dim),
+        lambda dtype: tables_bytes(source.model.tables.state_tensors(), dtype),
     )
     plain = verification.plain
     ours = verification.measure(model.logits, options.tables, options.mlp)

@@ -129,7 +129,10 @@ def apply_rule_(
     if mean_square is not None:
         _apply_rule_(weight, state, gradient, rule, scalars, mean_square)
     elif weight.device.type == "cpu":  # each row is a bag of its own
-        order = RowOrder(gradient.rows, torch.arange(len(gradient.rows)), None)
+        bags = torch.arange(len(gradient.rows), dtype=torch.int32)
+        # the kernel takes int32
+        rows = gradient.rows.int() if len(weight) < 2**31 else gradient.rows
+        order = RowOrder(rows, bags, None)
         update_rows_(weight, state, gradient.values, order, rule, scalars)
     else:
         _apply_rule_(weight, state, gradient, rule, scalars)

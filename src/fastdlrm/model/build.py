@@ -21,7 +21,9 @@ from fastdlrm.model.interaction import (
 )
 from fastdlrm.model.layout import layout_of
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.mixed_tables import joined_stacks, width_groups
 from fastdlrm.model.mlp import build_mlp
+from fastdlrm.model.table_projection import build_projection
 
 
 def build_dlrm(
@@ -86,6 +88,7 @@ def around_tables(
             dropout=config.dropout,
             generator=generator,
         )
+    projection = build_projection(config, schema, generator)
     interaction = build_interaction(config, vectors_of(config, schema), generator)
     top_mlp = build_mlp(
         interaction.width,
@@ -102,6 +105,7 @@ def around_tables(
         None if bottom_mlp is None else bottom_mlp.to(device),
         interaction.to(device),
         top_mlp.to(device),
+        None if projection is None else projection.to(device),
     )
 
 
@@ -140,18 +144,24 @@ def build_tables(
         device: Where it computes.
         on_host: Whether a GPU's tables lie in page-locked host memory.
     """
-    layout = layout_of(config, schema, encoding)
-    tables = EmbeddingTables(
-        layout.num_embeddings,
-        layout.feature_tables,
-        embedding_dim=config.embedding_dim,
-        pooling=config.pooling,
-        dtype=table_dtype,
-        device="cpu" if on_host else device,
-        pin=on_host,
-    )
-    tables.feature_starts = tables.feature_starts.to(device)
-    return layout.wrapped(tables)
+    layout, D = layout_of(config, schema, encoding), config.embedding_dim
+    groups = width_groups(layout.num_embeddings, layout.feature_tables, layout.dims, D)
+    stacks = []
+    for group in groups:
+        stack = EmbeddingTables(
+            group.num_embeddings,
+            group.feature_tables,
+            embedding_dim=group.width,
+            pooling=layout.pooling,
+            dtype=table_dtype,
+            device="cpu" if on_host else device,
+            pin=on_host,
+        )
+        stack.compute_on(device)
+        if config.weighted_pooling == "learned":
+            stack.learn_weights()
+        stacks.append(stack)
+    return layout.wrapped(joined_stacks(layout.num_embeddings, D, groups, stacks))
 
 
 def vectors_of(config: ModelConfig, schema: Schema) -> Vectors:
@@ -213,11 +223,15 @@ def require_fit(config: ModelConfig, schema: Schema) -> None:
     num_dense = len(schema.dense)
     num_vectors = len(schema.sparse) + bool(num_dense)
     names = [table.name for table in schema.tables]
-    if unknown := sorted(config.compression.tables.keys() - set(names)):
-        raise ConfigError(
-            f"model.compression.tables.{unknown[0]}: no such table; the dataset has "
-            f"{', '.join(names) or 'none'}"
-        )
+    for where, named in (
+        ("model.compression.tables", set(config.compression.tables)),
+        ("model.table_pooling", set(config.table_pooling)),
+        ("model.table_dims", set(config.table_dims)),
+    ):
+        if unknown := sorted(named - set(names)):
+            raise ConfigError(
+                f"{where}.{unknown[0]}: no such table; the dataset has {', '.join(names) or 'none'}"
+            )
     if num_dense and not config.bottom_mlp:
         raise ConfigError(
             f"model.bottom_mlp is empty, the dataset has {num_dense} dense features; set "

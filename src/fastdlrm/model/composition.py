@@ -71,6 +71,22 @@ class Product:
         return [grad * second, grad * first]
 
 
+class Halves:
+    """Two parts side by side, of each its first half: tables in memory have no more."""
+
+    is_linear = True
+
+    def __call__(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Put the second behind the first."""
+        first, second = vectors
+        half = first.shape[-1] // 2
+        return torch.cat([first[..., :half], second[..., :half]], -1)
+
+    def backward(self, grad: Tensor, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient, and its second half in front."""
+        return [grad, grad.roll(grad.shape[-1] // 2, -1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Composition:
     """A table, as what lies in memory for it.
@@ -82,6 +98,7 @@ class Composition:
         join: What becomes of the parts' vectors.
         draws: How tables in memory are drawn, so that joined vectors begin as those of a table with
             a row for every id; one that is not in it is drawn by its own rows.
+        num_pieces: Tables in memory have D / num_pieces columns.
     """
 
     num_embeddings: Mapping[str, int]
@@ -89,6 +106,7 @@ class Composition:
     ids: Callable[[Tensor], list[Tensor]]
     join: Join
     draws: Mapping[str, Draw]
+    num_pieces: int = 1
 
 
 def plain(table: str, num_ids: int) -> Composition:
@@ -124,7 +142,10 @@ def quotient_remainder(
     if operation == "mult":
         join = Product()
         draws = {quotients: Draw(num_ids), remainders: Draw(num_ids, are_signs=True)}
-    return Composition(rows, parts, partial(_divided, num_collisions), join, draws)
+    elif operation == "concat":
+        join, draws = Halves(), dict.fromkeys(parts, Draw(num_ids))
+    num_pieces = 2 if operation == "concat" else 1
+    return Composition(rows, parts, partial(_divided, num_collisions), join, draws, num_pieces)
 
 
 def hashed_rows(ids: Tensor, function: int, num_rows: int) -> Tensor:
@@ -159,7 +180,7 @@ def _hashed(num_hashes: int, num_rows: int, ids: Tensor) -> list[Tensor]:
 def _divided(num_collisions: int, ids: Tensor) -> list[Tensor]:
     """Quotients and remainders, by division of integers."""
     quotients = torch.div(ids, num_collisions, rounding_mode="floor")
-    return [quotients, torch.remainder(ids, num_collisions)]
+    return [quotients, ids - quotients * num_collisions]
 
 
 def _shifted(keys: Tensor, count: int) -> Tensor:

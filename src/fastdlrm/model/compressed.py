@@ -77,15 +77,15 @@ class Lowered(NamedTuple):
 class Compression:
     """What F features are looked up as, and what becomes of the vectors."""
 
-    def __init__(self, features: Sequence[Composition], pooling: Pooling) -> None:
+    def __init__(self, features: Sequence[Composition], pooling: Sequence[Pooling]) -> None:
         """Take the features.
 
         Args:
             features: The table of each.
-            pooling: How the vectors of a bag become one.
+            pooling: How the vectors of each one's bags become one.
         """
         self._features = list(features)
-        self._pooling = pooling
+        self._pooling = list(pooling)
         edges = accumulate((len(feature.parts) for feature in features), initial=0)
         self._spans = [slice(*edge) for edge in pairwise(edges)]
 
@@ -120,7 +120,7 @@ class Compression:
             if not feature.join.is_linear:
                 offsets = functional.pad(lengths_FB[f].cumsum(0, dtype=torch.int64), (1, 0))
                 of_ids = None if weights is None else weights[f]
-                bags[f] = Bags(offsets, of_ids, self._pooling, sizes[f])
+                bags[f] = Bags(offsets, of_ids, self._pooling[f], sizes[f])
                 of_parts[f] = lengths.new_ones(sizes[f])
                 if weights is not None:
                     weights[f] = torch.ones_like(weights[f])
@@ -176,7 +176,8 @@ class Compression:
         for f, (feature, span) in enumerate(zip(self._features, self._spans, strict=True)):
             bags = lowered.bags[f]
             of_feature = by_feature[f] if bags is None else bags.spread(by_feature[f])
-            of_feature = functional.pad(of_feature, (0, 0, 0, C - len(of_feature)))
+            if len(of_feature) < C:
+                of_feature = functional.pad(of_feature, (0, 0, 0, C - len(of_feature)))
             parts += feature.join.backward(of_feature, vectors_PCD[span].unbind(0))
         return torch.stack(parts).transpose(0, 1)
 
@@ -234,3 +235,7 @@ class CompressedTables(nn.Module):
     def state_tensors(self) -> dict[str, Any]:
         """By table in memory, the live numbers that this process holds."""
         return self.tables.state_tensors()
+
+    def pooling_weights(self) -> dict[str, Any]:
+        """By table in memory, the learned pooling weights that this process holds."""
+        return self.tables.pooling_weights()

@@ -6,7 +6,7 @@ import msgspec
 
 from fastdlrm.errors import ConfigError
 
-Operation = Literal["add", "mult"]
+Operation = Literal["add", "mult", "concat"]
 MAX_ROWS = 2**31 - 1
 """Of a hashed table: a batch's ids may be int32."""
 
@@ -68,7 +68,8 @@ class QuotientRemainder(
     """
 
     operation: Operation = "mult"
-    """What makes one vector of two: add or mult, number by number."""
+    """What makes one vector of two. add, mult: number by number; concat: one behind the other, of
+    half the embedding dim each."""
     num_collisions: int = 4
     """Rows of the remainders' table, and ids that share a row of the quotients'. More: less memory,
     down to the square root of the ids."""

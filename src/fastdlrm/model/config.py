@@ -6,9 +6,11 @@ import msgspec
 
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.compression_config import CompressionConfig
+from fastdlrm.model.mixed_dims import MixedDimsConfig
 
 InteractionName = Literal["dot", "cat", "cross", "cross_vector", "projection", "fm"]
 Pooling = Literal["sum", "mean"]
+WeightedPooling = Literal["none", "learned"]
 Norm = Literal["none", "batch", "layer"]
 Init = Literal["reference", "normal"]
 
@@ -20,7 +22,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     embedding_dim: int
-    """D, of every table. More: more capacity, memory and overfitting."""
+    """D, of every pooled vector. More: more capacity, memory and overfitting."""
     bottom_mlp: tuple[int, ...]
     """Widths of the bottom MLP's layers; the last equals embedding_dim. Empty where the dataset has
     no dense feature."""
@@ -49,8 +51,19 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     deep_mlp: tuple[int, ...] = ()
     """Widths of an MLP on cat, whose result goes to the top MLP beside the interaction's. Empty:
     none."""
+    table_dims: dict[str, int] = {}
+    """Columns d of the tables that have fewer than embedding_dim; their vectors are zero from d
+    on. Fewer: less memory and less capacity."""
+    mixed_dims: MixedDimsConfig | None = None
+    """A rule that table_dims are worked out by."""
+    table_projection: bool = False
+    """Whether a matrix makes the vectors of each such table embedding_dim long."""
     pooling: Pooling = "sum"
-    """Of the rows of a bag."""
+    """Of the rows of a bag: their sum, or that divided by the bag's number of ids."""
+    table_pooling: dict[str, Pooling] = {}
+    """By table, where it is another one than `pooling`."""
+    weighted_pooling: WeightedPooling = "none"
+    """learned: a number of each row's own, 1 at first, scales it in every bag."""
     dropout: float = 0.0
     """Share of each hidden activation dropped in training."""
     norm: Norm = "none"
@@ -79,6 +92,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout is {self.dropout}; 0 <= dropout < 1 is allowed")
+        for table, dim in self.table_dims.items():
+            if not 1 <= dim <= self.embedding_dim:
+                raise ConfigError(
+                    f"model.table_dims.{table} is {dim}; 1 .. embedding_dim "
+                    f"({self.embedding_dim}) is allowed"
+                )
         self._check_interaction()
 
     def _check_interaction(self) -> None:
@@ -101,8 +120,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             value = getattr(self, name)
             if (value > 0) != (kind in kinds) or value < 0:
                 raise ConfigError(
-                    f"model.{name} is {value} with interaction {kind!r}; {' and '.join(kinds)} "
-                    "take 1 or more (MLPerf's DLRM-DCNv2 has 3 layers of rank 512), the others 0"
+                    f"model.{name} is {value} with interaction {kind!r}; allowed are 1 or more "
+                    f"with {' and '.join(kinds)} (MLPerf's DLRM-DCNv2 has 3 layers of rank 512), 0 "
+                    "with the others"
                 )
         for name in ("projection_branch1", "projection_branch2"):
             widths = getattr(self, name)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.interaction import Interaction
 from fastdlrm.model.lookup import Tables
+from fastdlrm.model.table_projection import TableProjection
 
 
 class DLRM(nn.Module):
@@ -18,6 +19,7 @@ class DLRM(nn.Module):
     Attributes:
         tables: The embedding tables.
         bottom_mlp: From N to D; None without dense features.
+        table_projection: What makes narrow tables' vectors D long; None: they end in zeros.
         interaction: What joins their results.
         top_mlp: From the interaction's width to 1.
 
@@ -32,10 +34,12 @@ class DLRM(nn.Module):
         bottom_mlp: nn.Module | None,
         interaction: Interaction,
         top_mlp: nn.Module,
+        table_projection: TableProjection | None = None,
     ) -> None:
         super().__init__()
         self.tables = tables
         self.bottom_mlp = bottom_mlp
+        self.table_projection = table_projection
         self.interaction = interaction
         self.top_mlp = top_mlp
 
@@ -66,6 +70,8 @@ class DLRM(nn.Module):
             pooled = pooled.new_empty(len(dense), 0, pooled.shape[2])
         if vector is not None:
             pooled = pooled.to(vector.dtype)
+        if self.table_projection is not None:
+            pooled = self.table_projection(pooled)
         logits: Tensor = self.top_mlp(self.interaction(vector, pooled))
         return logits.squeeze(1)
 
@@ -81,4 +87,5 @@ class DLRM(nn.Module):
         """
         dense = {k: v for k, v in self.state_dict().items() if not k.startswith("tables.")}
         tables = {f"tables.{name}": x for name, x in self.tables.state_tensors().items()}
-        return {**dense, **tables}
+        weights = {f"pooling_weights.{n}": x for n, x in self.tables.pooling_weights().items()}
+        return {**dense, **tables, **weights}

@@ -7,7 +7,7 @@ Shapes: B batch, F sparse features, D embedding dim, L ids in the batch, R rows 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -17,10 +17,15 @@ from torch import Tensor, nn
 from fastdlrm.batch import SparseBatch
 from fastdlrm.kernels.cpu.pages import advise_large_pages
 from fastdlrm.kernels.lookup import pooled_lookup, stack_rows
-from fastdlrm.model.config import Init, Pooling
+from fastdlrm.model.config import Init
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 
 INT32_ROWS = 2**31 - 1
 """Most rows of a stack whose rows are counted in int32, which sorts and loads faster."""
+DRAWN_NUMBERS = 1 << 22
+"""Numbers of a table drawn at a time where no process is to hold a whole one."""
+FOLDED_ROWS = 1 << 16
+"""Rows that are multiplied by their pooling weights at a time."""
 
 
 class Draw(NamedTuple):
@@ -46,17 +51,22 @@ class StackedTables(nn.Module):
     Attributes:
         num_embeddings: Rows by table, in stack order.
         num_rows: Of all tables.
-        pooling: How the rows of a bag become one vector.
+        pooling: What a lookup of `weighted` batches takes of the rows of a bag.
+        weight: All rows, R of them.
+        embedding_dim: D.
     """
 
     feature_starts: Tensor
+    weight: Tensor
+    embedding_dim: int
+    _takes_mean: Tensor | None
 
     def __init__(
         self,
         num_embeddings: Mapping[str, int],
         feature_tables: Sequence[str],
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         device: torch.device | str = "cpu",
     ) -> None:
         """Lay out the tables.
@@ -69,7 +79,10 @@ class StackedTables(nn.Module):
         """
         super().__init__()
         self.num_embeddings = dict(num_embeddings)
-        self.pooling = pooling
+        self.pooling, takes_mean = rule_and_means(pooling, feature_tables)
+        if takes_mean is not None:
+            takes_mean = takes_mean.to(device)
+        self.register_buffer("_takes_mean", takes_mean, persistent=False)
         edges = accumulate(self.num_embeddings.values(), initial=0)
         self._starts = dict(zip(self.num_embeddings, edges, strict=False))
         used = [self._starts[table] for table in feature_tables]
@@ -81,6 +94,50 @@ class StackedTables(nn.Module):
         )
         self.register_buffer("feature_starts", starts.to(device), persistent=False)
 
+    def compute_on(self, device: torch.device | str) -> None:
+        """Take batches on a device that reads the stack from afar."""
+        self.feature_starts = self.feature_starts.to(device)
+        if self._takes_mean is not None:
+            self._takes_mean = self._takes_mean.to(device)
+
+    def initialise(
+        self,
+        init: Init,
+        generator: torch.Generator,
+        std: float = 0.01,
+        draws: Mapping[str, Draw] | None = None,
+    ) -> None:
+        """Draw the tables one by one, in order, so that stacking does not change the numbers.
+
+        Args:
+            init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
+            generator: On any device; a table is drawn there and copied to where it lies, so one
+                seed gives the same tables on every device.
+            std: Of "normal".
+            draws: By table, where it is not drawn by its own rows.
+        """
+        draws = draws or {}
+        for name, rows in self.num_embeddings.items():
+            self.draw(name, draws.get(name, Draw(rows)), init, generator, std)
+
+    def draw(
+        self, name: str, how: Draw, init: Init, generator: torch.Generator, std: float
+    ) -> None:
+        """Draw one table; see `initialise`."""
+        raise NotImplementedError
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Each table's rows by name, as they are stored, live."""
+        return {name: self.table(name) for name in self.num_embeddings}
+
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """The learned pooling weights of each table by name, live; none where none are learned."""
+        return {}
+
+    def table(self, name: str) -> Tensor:
+        """A table as a view of the stack, outside autograd."""
+        return self.of_table(name, self.weight.detach())
+
     def of_table(self, name: str, stacked: Tensor) -> Tensor:
         """A table's part of any tensor whose first dimension is R, as a view."""
         start = self._starts[name]
@@ -89,6 +146,10 @@ class StackedTables(nn.Module):
     def rows(self, sparse: SparseBatch) -> Tensor:
         """Row in the stack of each id of a batch, shape (L,), int32 where R allows."""
         return stack_rows(sparse.ids, sparse.lengths, self.feature_starts)
+
+    def weighted(self, sparse: SparseBatch) -> SparseBatch:
+        """A batch as it is looked up by the one rule `pooling`."""
+        return with_shares(sparse, self._takes_mean)
 
     def by_sample(self, pooled: Tensor, sparse: SparseBatch) -> Tensor:
         """What was pooled bag by bag, shape (F * B, D), as (B, F, D), a view.
@@ -106,7 +167,10 @@ class EmbeddingTables(StackedTables):
     Attributes:
         weight: All tables, shape (R, D); uninitialised until `initialise`.
         embedding_dim: D.
+        pooling_weight: What each row is multiplied by in every bag, shape (R,); None for all ones.
     """
+
+    pooling_weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -114,7 +178,7 @@ class EmbeddingTables(StackedTables):
         feature_tables: Sequence[str],
         *,
         embedding_dim: int,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         pin: bool = False,
@@ -141,40 +205,45 @@ class EmbeddingTables(StackedTables):
             advise_large_pages(stack)
         self.weight = nn.Parameter(stack)
         self.embedding_dim = embedding_dim
+        self.register_parameter("pooling_weight", None)
+
+    def learn_weights(self) -> None:
+        """Give each row a pooling weight, 1 at first; float32 for rows of 16 bits too."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        ones = torch.ones(self.num_rows, dtype=dtype, device=self.weight.device)
+        self.pooling_weight = nn.Parameter(ones)
 
     @torch.no_grad()
-    def initialise(
-        self,
-        init: Init,
-        generator: torch.Generator,
-        std: float = 0.01,
-        draws: Mapping[str, Draw] | None = None,
-    ) -> None:
-        """Draw the tables one by one, in order, so that stacking does not change the numbers.
+    def fold_weights(self) -> None:
+        """Multiply each row by its pooling weight, rounded to the rows' type; none is left.
 
-        Args:
-            init: reference: U(+-sqrt(1 / rows)); normal: N(0, std^2).
-            generator: On any device; a table is drawn there and copied to where it lies, so one
-                seed gives the same tables on every device.
-            std: Of "normal".
-            draws: By table, where it is not drawn by its own rows.
+        Some rows at a time: no second copy of the tables is made.
         """
-        draws = draws or {}
-        for name, rows in self.num_embeddings.items():
-            table = self.table(name)
-            is_there = table.device.type == generator.device.type
-            drawn = table if is_there else torch.empty_like(table, device=generator.device)
-            draw_(drawn, draws.get(name, Draw(rows)), init, generator, std)
-            if not is_there:
-                table.copy_(drawn)
+        if self.pooling_weight is None:
+            return
+        weights = self.pooling_weight.split(FOLDED_ROWS)
+        for rows, weight in zip(self.weight.split(FOLDED_ROWS), weights, strict=True):
+            rows.mul_(weight.unsqueeze(1))
+        self.pooling_weight = None
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Each table by name, live."""
-        return {name: self.table(name) for name in self.num_embeddings}
+    @torch.no_grad()
+    def draw(
+        self, name: str, how: Draw, init: Init, generator: torch.Generator, std: float
+    ) -> None:
+        """See `StackedTables.draw`."""
+        table = self.table(name)
+        is_there = table.device.type == generator.device.type
+        drawn = table if is_there else torch.empty_like(table, device=generator.device)
+        draw_(drawn, how, init, generator, std)
+        if not is_there:
+            table.copy_(drawn)
 
-    def table(self, name: str) -> Tensor:
-        """A table as a view of the stack, shape (num_embeddings, D), outside autograd."""
-        return self.of_table(name, self.weight.detach())
+    def pooling_weights(self) -> dict[str, Tensor]:
+        """See `StackedTables`."""
+        if self.pooling_weight is None:
+            return {}
+        stacked = self.pooling_weight.detach()
+        return {name: self.of_table(name, stacked) for name in self.num_embeddings}
 
     def segments(self, sparse: SparseBatch, offsets: Tensor | None) -> Tensor | None:
         """Where each feature's ids begin in a batch, and the end, shape (F + 1,), int64.
@@ -208,7 +277,10 @@ class EmbeddingTables(StackedTables):
     def pool(self, sparse: SparseBatch, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As `forward`, with the batch's `rows` at hand."""
         offsets = None if sparse.lengths is None else sparse.offsets()
-        weights = sparse.weights
+        weights = self.weighted(sparse).weights
+        if self.pooling_weight is not None:
+            learned = self.pooling_weight.index_select(0, rows)
+            weights = learned if weights is None else weights * learned
         pooled = pooled_lookup(self.weight, rows, offsets, weights, self.pooling, dtype)
         return self.by_sample(pooled, sparse)
 
@@ -232,3 +304,16 @@ def draw_(values: Tensor, how: Draw, init: Init, generator: torch.Generator, std
         values.uniform_(-bound, bound, generator=generator)
     else:
         values.normal_(0, std / math.sqrt(how.num_summed), generator=generator)
+
+
+def drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
+
+    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
+    """
+    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
+    num_runs = max(1, math.ceil(num_rows / step))
+    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
+    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
+        del edges[-2]
+    yield from pairwise(edges)

@@ -66,3 +66,7 @@ class Tables(Protocol):
     def state_tensors(self) -> dict[str, Any]:
         """By table, the live numbers that this process holds."""
         ...
+
+    def pooling_weights(self) -> dict[str, Any]:
+        """By table, the learned pooling weights that this process holds, live; none: all are 1."""
+        ...

@@ -40,6 +40,8 @@ class Predictor:
         self._bottom = evaluated(linear_layers(model.bottom_mlp), dtype)
         first, *others = linear_layers(model.top_mlp)
         width = -(-first.weight.shape[1] // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        projection = model.table_projection
+        self._project = None if projection is None else projection.evaluated(dtype)
         self._join = model.interaction.evaluated(dtype, width)
         *top, last = (_widened(first, width), *others)
         self._top = evaluated(top, dtype)
@@ -75,6 +77,8 @@ class Predictor:
         if not dense.is_cuda and B < MIN_ROWS:
             dense = F.pad(dense, (0, 0, 0, MIN_ROWS - B))
             pooled = F.pad(pooled, (0, 0, 0, 0, 0, MIN_ROWS - B))
+        if self._project is not None:
+            pooled = self._project(pooled)
         vector = None if model.bottom_mlp is None else self._through_bottom(dense)
         hidden = self._through_top(self._join(vector, pooled))
         logits = row_linear(hidden, self._last.pieces, self._last.bias, relu=False)

@@ -49,7 +49,7 @@ class Load(IntEnum):
     GRADIENT_NS = 12
     """Making these, and updating every row."""
     CUT = 13
-    """Shards of some columns: these travel apart, and their vectors must be put together."""
+    """Shards of fewer than D columns: these travel apart, and their vectors are put together."""
 
 
 class CostModel:
@@ -107,7 +107,7 @@ class CostModel:
         is_sifted = plan.sharding == "row_wise" and self.has_bags
         asked = sum(G * feature.ids_per_sample for feature in features)
         sent = ids if is_sifted else np.full_like(ids, asked)
-        is_rowwise = workload.sparse_optimizer == "rowwise_adagrad"
+        num_shared = (workload.sparse_optimizer == "rowwise_adagrad") + workload.learns_weights
         loads = np.zeros((len(plan.shards), len(Load)))
         loads[:, Load.TABLE_BYTES] = num_rows * row_bytes
         loads[:, Load.STATE_BYTES] = num_rows * state_bytes
@@ -123,7 +123,8 @@ class CostModel:
         loads[:, Load.UPDATE_NS] = gradient_bytes / copy_gb_s + self._rows_ns(
             2 * seen, row_bytes + state_bytes
         )
-        loads[:, Load.SHARED_NUMBERS] = seen * (num_owners - 1) * (is_cut and is_rowwise)
+        is_shared = plan.sharding == "column_wise"
+        loads[:, Load.SHARED_NUMBERS] = seen * (num_owners - 1) * is_shared * num_shared
         loads[:, Load.CUT] = is_cut
         return loads
 
@@ -139,7 +140,8 @@ class CostModel:
         """Least time of a step that no graph can hold, as a size in it depends on the ids; or 0."""
         has_copies = bool(loads[:, Load.GRADIENT_BYTES].any())
         asks_for_rows = self.workload.sparse_optimizer == "adam" and has_copies
-        is_open = self.has_bags or asks_for_rows or loads[:, Load.SHARED_NUMBERS].any()
+        sums_rows = self.workload.learns_weights or loads[:, Load.SHARED_NUMBERS].any()
+        is_open = self.has_bags or asks_for_rows or sums_rows
         return self.topology.eager_us * 1e3 if is_open else 0.0
 
     def busy_ns(self, loads: Floats) -> Floats:
@@ -225,7 +227,7 @@ class CostModel:
 
     def _copy_load(self, table: str) -> Floats:
         """What a data_parallel table lays on every rank."""
-        workload, B, D = self.workload, self.local_batch_size, self.workload.embedding_dim
+        workload, B, D = self.workload, self.local_batch_size, self.workload.dim_of(table)
         R, features = workload.num_embeddings[table], self._features[table]
         e = workload.exchange_bytes
         ids = sum(B * f.ids_per_sample for f in features)
@@ -253,7 +255,10 @@ class CostModel:
             footprint.TABLE_BYTES[workload.table_dtype],
             footprint.state_bytes(workload.sparse_optimizer),
         )
-        return num_columns * width, per_row + per_column * num_columns
+        row, state = num_columns * width, per_row + per_column * num_columns
+        if workload.learns_weights:
+            row, state = row + footprint.WEIGHT_BYTES, state + per_row + per_column
+        return row, state
 
     def _order_bytes(self, num_ids: FloatsT, num_columns: FloatsT) -> FloatsT:
         per_id, per_column = footprint.order_bytes(is_gpu=self.topology.device == "cuda")

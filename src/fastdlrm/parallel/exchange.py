@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.lookup import RowSource
-from fastdlrm.parallel.group import ShardGroup
+from fastdlrm.parallel.group import ShardGroup, Slot
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard
 from fastdlrm.parallel.world import Pending, World
@@ -152,12 +152,17 @@ class StaticExchange:
         whole_FBD = buffer.index_select(0, self._rows).view(-1, B, buffer.shape[1])
         if len(placement.groups) == 1:
             return whole_FBD.to(dtype).transpose(0, 1)
-        pooled_FBD = buffer.new_empty(len(self._ids_FB), B, buffer.shape[1], dtype=dtype)
+        new = buffer.new_zeros if placement.has_narrow else buffer.new_empty
+        pooled_FBD = new(len(self._ids_FB), B, buffer.shape[1], dtype=dtype)
         pooled_FBD[placement.whole_features] = whole_FBD.to(dtype)
         for group, received in zip(placement.groups[1:], self._by_group[1:], strict=True):
             parts = received.view(len(group.slots), B, group.width)
             for slot, vectors in zip(group.slots, parts, strict=True):
-                pooled_FBD[slot.feature, :, _columns(slot.shard)] = vectors.to(dtype)
+                place = pooled_FBD[slot.feature, :, _columns(slot.shard)]
+                if slot.is_partial:  # a slot that does not hold a sample's row gave zeros
+                    place += vectors.to(dtype)
+                else:
+                    place.copy_(vectors)
         return pooled_FBD.transpose(0, 1)
 
     def source(self) -> RowSource | None:
@@ -181,7 +186,7 @@ class StaticExchange:
         num_sent = len(self._by_group[0])
         sent = [by_slot[:num_sent]]
         for group in placement.groups[1:]:
-            parts = [grad[:, s.feature, _columns(s.shard)] for s in group.slots]
+            parts = [self._of_slot(grad, slot) for slot in group.slots]
             sent.append(torch.cat(parts) if parts else by_slot.new_empty(0, group.width))
         gradients = [
             _send_gradient(placement.world, group, part, B)
@@ -189,6 +194,15 @@ class StaticExchange:
         ]
         replicated_FBD = by_slot[num_sent:].view(-1, B, placement.groups[0].width)
         return [*gradients, Gradient(replicated_FBD.transpose(0, 1))]
+
+    def _of_slot(self, grad: Tensor, slot: Slot) -> Tensor:
+        """The gradient of what a slot gave, shape (B, d); zeros where another holds the row."""
+        own = grad[:, slot.feature, _columns(slot.shard)]
+        if not slot.is_partial:
+            return own
+        local = self._ids_FB[slot.feature] - slot.shard.first_row
+        is_here = (local >= 0) & (local < slot.shard.num_rows)
+        return own * is_here.unsqueeze(1)
 
     def _received(self) -> Tensor:
         """The buffer, once all vectors are there."""
@@ -274,8 +288,6 @@ class JaggedExchange:
         parts = []
         for slot in group.slots:
             feature = features[slot.feature]
-            if group.needs_shares:
-                feature = feature.with_shares()
             if slot.is_partial:
                 feature = feature.between(slot.shard.first_row, slot.shard.num_rows)
             parts.append(feature.padded(M))
@@ -316,12 +328,6 @@ class _Feature:
     ids: Tensor
     lengths: Tensor
     weights: Tensor | None
-
-    def with_shares(self) -> "_Feature":
-        """Weights that make the sum of a bag its mean."""
-        shares = torch.repeat_interleave(1 / self.lengths.clamp(min=1), self.lengths)
-        weights = shares if self.weights is None else shares * self.weights
-        return replace(self, weights=weights)
 
     def between(self, first_row: int, num_rows: int) -> "_Feature":
         """What of each bag lies in a run of rows, counted from its first."""

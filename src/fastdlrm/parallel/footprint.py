@@ -8,6 +8,8 @@ from itertools import pairwise
 
 TABLE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """A number of a table."""
+WEIGHT_BYTES = 4
+"""A row's learned pooling weight."""
 STATE_NUMBERS = {"sgd": 0, "adagrad": 1, "adam": 2, "adamw": 2}
 """Numbers an optimizer keeps a parameter, rowwise_adagrad apart."""
 ORDER_BYTES = 48

@@ -42,7 +42,6 @@ class ShardGroup(nn.Module):
         slots: Of all ranks, A.
         counts: Slots of each rank.
         has_partial: Whether any table is cut into rows.
-        needs_shares: Whether the mean of a bag must be taken by weights, as no rank has all of it.
         tables: This rank's shards, one table each; those of tables cut into rows have one row more,
             which takes the place of rows that lie elsewhere.
     """
@@ -79,7 +78,6 @@ class ShardGroup(nn.Module):
         self.slots = [slot for slots in by_rank for slot in slots]
         self.counts = [len(slots) for slots in by_rank]
         self.has_partial = any(slot.is_partial for slot in self.slots)
-        self.needs_shares = self.has_partial and pooling == "mean"
         own = by_rank[rank]
         shards = {t: s for t, s in plan.of_rank(rank).items() if s.num_columns == width}
         self.tables = EmbeddingTables(
@@ -89,7 +87,7 @@ class ShardGroup(nn.Module):
             },
             [slot.table for slot in own] * plan.world_size,
             embedding_dim=width,
-            pooling="sum" if self.needs_shares else pooling,
+            pooling=pooling,
             dtype=dtype,
             device=device,
         )

@@ -22,11 +22,13 @@ class Placement(nn.Module):
     Attributes:
         plan: Where every table lies.
         world: This rank and the others.
-        groups: By width, that of whole rows (D) first, though nothing may be in it.
+        groups: By width, that of D first, though nothing may be in it; a narrow table's shards are
+            in that of their width, as those of a table cut into columns are.
         replicated: The data_parallel tables, whole.
         replicated_features: Features of those, ascending.
-        whole_features: Features whose vectors are not cut into columns, ascending: those of the
-            first group and `replicated_features`.
+        whole_features: Features whose vectors come D wide, ascending: those of the first group and
+            `replicated_features`.
+        has_narrow: Whether any table is narrower than D, so that its vectors end in zeros.
     """
 
     replicated_features: Tensor
@@ -55,6 +57,7 @@ class Placement(nn.Module):
         super().__init__()
         self.plan = plan
         self.world = world
+        self.has_narrow = bool(plan.table_dims)
         D = plan.embedding_dim
         shards = [shard for table in plan.tables.values() for shard in table.shards]
         widths = sorted({shard.num_columns for shard in shards} - {D}, reverse=True)

@@ -1,9 +1,10 @@
 """Which rank holds which part of which embedding table.
 
 Invariants: the shards of a table cover each of its numbers exactly once, in ascending order; a rank
-holds at most one shard of a table. A data_parallel table has no shards: every rank holds it whole.
+holds at most one shard of a table. A data_parallel table has no shards: every rank holds it whole;
+it is D wide.
 
-Shapes: T tables, R rows of a table, D embedding dim, W world size.
+Shapes: T tables, R rows of a table, D embedding dim, d columns of a table, W world size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,17 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """R by table, in the model's order."""
     tables: dict[str, TablePlan]
     """By table, in the same order."""
+    table_dims: dict[str, int] = {}
+    """d of the tables that are narrower than D."""
+
+    def dim_of(self, table: str) -> int:
+        """d of a table."""
+        return self.table_dims.get(table, self.embedding_dim)
+
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether rows of one bag may lie on several ranks."""
+        return any(table.sharding == "row_wise" for table in self.tables.values())
 
     def of_rank(self, rank: int) -> dict[str, Shard]:
         """The shard of each table that a rank holds, data_parallel tables aside."""
@@ -61,13 +73,20 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             if shard.rank == rank
         }
 
-    def require_fit(self, num_embeddings: Mapping[str, int], embedding_dim: int, size: int) -> None:
+    def require_fit(
+        self,
+        num_embeddings: Mapping[str, int],
+        embedding_dim: int,
+        size: int,
+        table_dims: Mapping[str, int] | None = None,
+    ) -> None:
         """Check the plan against a model and a number of ranks.
 
         Args:
             num_embeddings: The model's rows by table.
             embedding_dim: The model's D.
             size: W.
+            table_dims: d of the model's tables that are narrower than D.
 
         Raises:
             PlanError: It is of another model or world size, or does not cover a table.
@@ -93,6 +112,11 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"plan: tables differ from the dataset's, {differing[0]!r} among them; make a plan "
                 "for this dataset"
             )
+        if self.table_dims != (table_dims or {}):
+            raise PlanError(
+                f"plan: table_dims {self.table_dims}, the model's are {dict(table_dims or {})}; "
+                "make a plan for this config"
+            )
         for name, table in self.tables.items():
             self._require_cover(name, table)
 
@@ -104,26 +128,31 @@ class ShardingPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"{where}: shards on ranks {ranks}; each rank from 0 to {self.world_size - 1} may "
                 "hold one"
             )
-        num_rows, D = self.num_embeddings[name], self.embedding_dim
+        num_rows, dim = self.num_embeddings[name], self.dim_of(name)
+        if table.sharding == "data_parallel" and dim < self.embedding_dim:
+            raise PlanError(
+                f"{where}: it has {dim} of {self.embedding_dim} columns, and only whole rows lie "
+                "on every rank; choose table_wise, row_wise or column_wise"
+            )
         spans = {
             "row_wise": [(s.first_row, s.num_rows) for s in table.shards],
             "column_wise": [(s.first_column, s.num_columns) for s in table.shards],
         }.get(table.sharding, [])
-        whole = [(0, num_rows)], [(0, D)]
+        whole = [(0, num_rows)], [(0, dim)]
         rows = [(s.first_row, s.num_rows) for s in table.shards]
         columns = [(s.first_column, s.num_columns) for s in table.shards]
         covers = {
             "table_wise": (rows, columns) == whole,
             "data_parallel": not table.shards,
-            "row_wise": _covers(spans, num_rows) and set(columns) == {(0, D)},
-            "column_wise": _covers(spans, D)
+            "row_wise": _covers(spans, num_rows) and set(columns) == {(0, dim)},
+            "column_wise": _covers(spans, dim)
             and set(rows) == {(0, num_rows)}
             and all(count > 0 for _, count in columns),
         }
         if not covers[table.sharding]:
             raise PlanError(
-                f"{where}: its shards are not the whole of {num_rows} rows x {D} columns, once and "
-                "in order; correct the plan, or make one with `fastdlrm plan`"
+                f"{where}: its shards are not the whole of {num_rows} rows x {dim} columns, once "
+                "and in order; correct the plan, or make one with `fastdlrm plan`"
             )
 
 

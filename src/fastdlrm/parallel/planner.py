@@ -201,6 +201,7 @@ class _Search:
             embedding_dim=self._D,
             num_embeddings=dict(self._rows),
             tables={name: self._table_plan(name, placements[name]) for name in self._rows},
+            table_dims=dict(self.model.workload.table_dims),
         )
 
     def _simple(self) -> list[Placements]:
@@ -269,14 +270,15 @@ class _Search:
 
     def _options(self, name: str, order: range | list[int]) -> Iterator[Placement]:
         """Every way of cutting a table, on the first ranks of an order."""
+        dim = self.model.workload.dim_of(name)
         yield Placement("table_wise", tuple(order[:1]))
         for k in self._widths:
             if k <= self._rows[name]:
                 yield Placement("row_wise", tuple(order[:k]))
         for k in self._widths:
-            if self._D % k == 0 and self._D // k >= MIN_COLUMNS:
+            if dim % k == 0 and dim // k >= MIN_COLUMNS:
                 yield Placement("column_wise", tuple(order[:k]))
-        if self._W > 1:
+        if self._W > 1 and dim == self._D:
             yield Placement("data_parallel")
 
     def _refine(self, placements: Placements, judge: Judge) -> Placements:
@@ -383,7 +385,7 @@ class _Search:
         return self._cut_loads[key]
 
     def _table_plan(self, name: str, placement: Placement) -> TablePlan:
-        R, D, ranks = self._rows[name], self._D, placement.ranks
+        R, D, ranks = self._rows[name], self.model.workload.dim_of(name), placement.ranks
         if placement.sharding == "data_parallel":
             return data_parallel()
         if placement.sharding == "table_wise":

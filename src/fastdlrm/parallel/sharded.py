@@ -5,24 +5,20 @@ Every rank calls it with its own samples, and all ranks call it in the same orde
 Shapes: B samples of this rank, F sparse features, D embedding dim, R rows of a table.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from fastdlrm.batch import SparseBatch
-from fastdlrm.model.config import Init, Pooling
-from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_
+from fastdlrm.model.config import Init
+from fastdlrm.model.embedding import Draw, EmbeddingTables, draw_, drawn_rows
+from fastdlrm.model.pooling import TablePooling, rule_and_means, with_shares
 from fastdlrm.parallel.exchange import Exchange, JaggedExchange, StaticExchange
 from fastdlrm.parallel.placement import Placement
 from fastdlrm.parallel.plan import Shard, ShardingPlan
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import World
-
-DRAWN_NUMBERS = 1 << 22
-"""Numbers of a table drawn at a time: no rank holds a whole table to take its part of it."""
 
 
 class ShardedTables(nn.Module):
@@ -38,7 +34,7 @@ class ShardedTables(nn.Module):
         feature_tables: Sequence[str],
         world: World,
         *,
-        pooling: Pooling = "sum",
+        pooling: TablePooling = "sum",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -53,14 +49,23 @@ class ShardedTables(nn.Module):
             device: Where they lie.
         """
         super().__init__()
+        rule, takes_mean = rule_and_means(pooling, feature_tables)
+        if rule == "mean" and plan.cuts_rows:  # no rank has all of a bag
+            rule, takes_mean = "sum", torch.ones(len(feature_tables), dtype=torch.bool)
+        self._takes_mean = None if takes_mean is None else takes_mean.to(device)
         self.placement = Placement(
             plan,
             feature_tables,
             world,
-            pooling=pooling,
+            pooling=rule,
             dtype=dtype,
             device=torch.device(device),
         )
+
+    def learn_weights(self) -> None:
+        """As `EmbeddingTables`; a weight lies wherever columns of its row do."""
+        for stack in self.placement.stacks:
+            stack.learn_weights()
 
     @property
     def num_embeddings(self) -> dict[str, int]:
@@ -85,13 +90,12 @@ class ShardedTables(nn.Module):
         """
         draws = draws or {}
         plan = self.placement.plan
-        D = plan.embedding_dim
         own = {table: (tensor, shard) for table, tensor, shard in self._own()}
         for name, num_rows in plan.num_embeddings.items():
             tensor, shard = own.get(name, (None, None))
-            dtype = self.placement.replicated.weight.dtype
-            for start, stop in _drawn_rows(num_rows, D):
-                drawn = torch.empty(stop - start, D, dtype=dtype)
+            dtype, dim = self.placement.replicated.weight.dtype, plan.dim_of(name)
+            for start, stop in drawn_rows(num_rows, dim):
+                drawn = torch.empty(stop - start, dim, dtype=dtype)
                 draw_(drawn, draws.get(name, Draw(num_rows)), init, generator, std)
                 if tensor is None or shard is None:
                     continue
@@ -109,6 +113,7 @@ class ShardedTables(nn.Module):
             sparse: This rank's samples.
             counts: Samples of each rank, the same on all ranks.
         """
+        sparse = with_shares(sparse, self._takes_mean)
         is_single = sparse.lengths is None and sparse.weights is None
         if is_single and sparse.num_features and len(set(counts)) == 1 and counts[0]:
             return StaticExchange(self.placement, sparse)
@@ -138,6 +143,12 @@ class ShardedTables(nn.Module):
         """This rank's live part of each table, by table; of a replicated table all of it."""
         return self.of_tables([stack.weight.detach() for stack in self.placement.stacks])
 
+    def pooling_weights(self) -> dict[str, Tensor | TensorShard]:
+        """This rank's live part of each table's learned pooling weights; none: all are 1."""
+        stacks = self.placement.stacks
+        weights = [x.pooling_weight.detach() for x in stacks if x.pooling_weight is not None]
+        return self.of_tables(weights) if weights else {}
+
     def of_tables(self, stacked: Sequence[Tensor]) -> dict[str, Tensor | TensorShard]:
         """This rank's part of each table in tensors that lie like the stacks.
 
@@ -154,7 +165,7 @@ class ShardedTables(nn.Module):
             for table in group.tables.num_embeddings:
                 shard = plan.of_rank(self.placement.world.rank)[table]
                 own = group.tables.of_table(table, tensor)[: shard.num_rows]
-                full_shape = (plan.num_embeddings[table], plan.embedding_dim)[: tensor.dim()]
+                full_shape = (plan.num_embeddings[table], plan.dim_of(table))[: tensor.dim()]
                 offsets = (shard.first_row, shard.first_column)[: tensor.dim()]
                 is_copy = tensor.dim() == 1 and shard.first_column > 0
                 parts[table] = TensorShard(own, full_shape, offsets, is_copy)
@@ -187,16 +198,3 @@ def look_up(stack: EmbeddingTables, arrived: SparseBatch, dtype: torch.dtype) ->
         return stack.weight.new_empty(0, 0, stack.weight.shape[1], dtype=dtype)
     pooled: Tensor = stack(arrived, dtype)
     return pooled
-
-
-def _drawn_rows(num_rows: int, dim: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows that hold a multiple of 16 numbers, the last one at least 16 if there are more.
-
-    Torch draws normal numbers in blocks of 16: such runs get the numbers of one draw.
-    """
-    step = max(16, DRAWN_NUMBERS // dim // 16 * 16)
-    num_runs = max(1, math.ceil(num_rows / step))
-    edges = [min(i * step, num_rows) for i in range(num_runs + 1)]
-    if num_runs > 1 and (edges[-1] - edges[-2]) * dim < 16:
-        del edges[-2]
-    yield from pairwise(edges)

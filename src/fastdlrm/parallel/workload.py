@@ -43,6 +43,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     features: tuple[Feature, ...]
     embedding_dim: int
     """D."""
+    table_dims: dict[str, int] = {}
+    """Columns of the tables that have fewer than D."""
     bottom_mlp: tuple[int, ...]
     """Widths, the dense features first; empty where there are none."""
     top_mlp: tuple[int, ...]
@@ -61,6 +63,13 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """sgd, adagrad, adam or adamw."""
     sparse_optimizer: str = "sgd"
     """sgd, adagrad, rowwise_adagrad or adam."""
+
+    learns_weights: bool = False
+    """Whether each row has a learned pooling weight."""
+
+    def dim_of(self, table: str) -> int:
+        """Columns of a table."""
+        return self.table_dims.get(table, self.embedding_dim)
 
     @property
     def exchange_bytes(self) -> int:

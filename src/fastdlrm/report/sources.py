@@ -1,4 +1,4 @@
-"""What a report is made of: results of benchmarks, training runs, evaluations."""
+"""What a report is made of: results of benchmarks, training runs, studies, evaluations."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import msgspec
 from fastdlrm.contracts.bench_result import BenchResult, read_result
 from fastdlrm.contracts.manifest import RunManifest, read_manifest
 from fastdlrm.contracts.record import RECORDS, Record, read_records
+from fastdlrm.contracts.study import STUDY, StudyResult, read_study
 from fastdlrm.errors import DataError
 from fastdlrm.metrics.eval_result import KIND, EvalResult, read_eval_result
 from fastdlrm.metrics.values import MetricValues, is_better
@@ -74,6 +75,19 @@ class TrainingRun:
         return chosen
 
 
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A study's folder.
+
+    Attributes:
+        path: The folder.
+        result: What it found so far.
+    """
+
+    path: Path
+    result: StudyResult
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """All that was read, by kind, in the order given."""
@@ -81,26 +95,29 @@ class Sources:
     results: Sequence[Source]
     runs: Sequence[TrainingRun]
     evaluations: Sequence[EvalResult]
+    studies: Sequence[Study] = ()
 
 
 def read_sources(paths: Iterable[Path]) -> Sources:
-    """Read results of `fastdlrm bench`, folders of runs and results of `fastdlrm eval --out`.
+    """Read results of `fastdlrm bench` and `fastdlrm eval --out`, folders of runs and studies.
 
     Raises:
         DataError: One of them cannot be read, or is named twice.
     """
-    results, runs, evaluations = [], [], []
+    results, runs, evaluations, studies = [], [], [], []
     seen: dict[Path, Path] = {}
     for path in paths:
         if (first := seen.setdefault(path.resolve(), path)) is not path:
             raise DataError(f"{path}: the same as {first}; name it once")
-        if path.is_dir():
+        if (path / STUDY).is_file():
+            studies.append(Study(path, read_study(path)))
+        elif path.is_dir():
             runs.append(read_run(path))
         elif _kind(path) == KIND:
             evaluations.append(read_eval_result(path))
         else:
             results.append(Source(path, _read_result(path)))
-    return Sources(results=results, runs=runs, evaluations=evaluations)
+    return Sources(results=results, runs=runs, evaluations=evaluations, studies=studies)
 
 
 def _read_result(path: Path) -> BenchResult:

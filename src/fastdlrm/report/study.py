@@ -14,6 +14,7 @@ from fastdlrm.report.provenance import Group, groups, machine, short_commit
 from fastdlrm.report.run_quality import quality_section
 from fastdlrm.report.run_training import training_section
 from fastdlrm.report.sources import Sources
+from fastdlrm.report.tuning import tuning_section
 
 SECTIONS: dict[str, Callable[[Sequence[Group]], Section]] = {
     "batch": batch_section,
@@ -46,17 +47,19 @@ def study_page(sources: Sources, title: str) -> Page:
         found = groups([s for s in sources.results if s.result.benchmark == name])
         made = SECTIONS.get(name)
         sections.append(made(found) if made else general_section(f"Benchmark {name}", found))
+    sections += map(tuning_section, sources.studies)
     if sources.runs:
         sections.append(training_section(sources.runs))
     sections.append(quality_section(sources))
     counts = {
-        "benchmark result": len(sources.results),
-        "training run": len(sources.runs),
-        "evaluation": len(sources.evaluations),
+        ("benchmark result", "benchmark results"): len(sources.results),
+        ("study", "studies"): len(sources.studies),
+        ("training run", "training runs"): len(sources.runs),
+        ("evaluation", "evaluations"): len(sources.evaluations),
     }
     return Page(
         title=title,
-        subtitle=", ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n),
+        subtitle=", ".join(f"{n} {names[n > 1]}" for names, n in counts.items() if n),
         sections=[section for section in sections if section.blocks],
     )
 
@@ -72,10 +75,20 @@ def _overview(sources: Sources) -> list[Block]:
                 text_columns=(0, 1, 2, 4, 6, 8, 9),
             )
         )
-    if sources.runs or sources.evaluations:
+    if sources.runs or sources.evaluations or sources.studies:
         rows = [
             [str(run.path), "run", run.manifest.machine, short_commit(run.manifest.commit), ""]
             for run in sources.runs
+        ]
+        rows += [
+            [
+                str(s.path),
+                "study",
+                s.result.machine,
+                short_commit(s.result.commit),
+                s.result.started[:19],
+            ]
+            for s in sources.studies
         ]
         rows += [
             [

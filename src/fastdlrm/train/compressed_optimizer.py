@@ -15,6 +15,7 @@ from fastdlrm.kernels.step_scalars import StepScalars
 from fastdlrm.model.compressed import Compression, Lowered
 from fastdlrm.model.lookup import Lookup, RowSource
 from fastdlrm.parallel.world import World
+from fastdlrm.train.mixed_optimizer import MixedSparseOptimizer
 from fastdlrm.train.sharded_optimizer import ShardedSparseOptimizer
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
 
@@ -68,7 +69,7 @@ class CompressedOptimizer:
     def __init__(
         self,
         compression: Compression,
-        inner: SparseOptimizer | ShardedSparseOptimizer,
+        inner: SparseOptimizer | MixedSparseOptimizer | ShardedSparseOptimizer,
         world: World,
     ) -> None:
         self._compression = compression

@@ -1,16 +1,61 @@
 """A model's metrics on a split."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastdlrm import __version__
+from fastdlrm.contracts.manifest import CheckpointManifest, read_manifest, source_commit
+from fastdlrm.data.dataset import Dataset
 from fastdlrm.data.loader import SequentialLoader
 from fastdlrm.data.rows import Rows
+from fastdlrm.metrics.eval_result import EvalResult
 from fastdlrm.metrics.evaluation import Evaluation, MetricValues
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.parallel.world import ALONE, World
+from fastdlrm.train.device import device_name, scoring_device
+from fastdlrm.train.matmul import use
+from fastdlrm.train.run import Run
+
+
+def evaluate_run(run: Path, data: Path, split: str, checkpoint: str = "best") -> EvalResult:
+    """Metrics of a run's model on a split, and what they are of.
+
+    Args:
+        run: Its folder.
+        data: Dataset folder that the run was trained on.
+        split: train, validation or test.
+        checkpoint: best, last, or a step's number.
+
+    Raises:
+        CheckpointError: No run there, or no such checkpoint.
+        DataError: No dataset there, no such split, or it is encoded differently.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    opened = Run.open(run)
+    dataset = Dataset.open(data)
+    opened.require_same_encoding(dataset)
+    config = opened.recipe.train
+    device = scoring_device(config.device)
+    use(run, device)
+    model = opened.load_model(checkpoint).to(device)
+    values = evaluate(model, dataset.split(split), config.eval_batch_size, device)
+    return EvalResult(
+        created_by=__version__,
+        commit=source_commit(),
+        started=started,
+        run=str(run),
+        step=read_manifest(opened.checkpoint_folder(checkpoint), CheckpointManifest).step,
+        data=str(data),
+        split=split,
+        config=opened.manifest.config,
+        machine=device_name(device),
+        values=values,
+    )
 
 
 def evaluate(

@@ -26,6 +26,7 @@ from fastdlrm.model.mlp import layers_of
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.join import Within, join_of, linears
 from fastdlrm.train.loss import LossFunction
+from fastdlrm.train.projected_join import ProjectedJoin
 
 TakeGradient = Callable[[Tensor], None]
 """Called with the gradient of the pooled vectors, shape (B, F, D), or as `RowSource` asks."""
@@ -126,6 +127,8 @@ class FusedHead:
         self._bottom_relu = bool(ends) and isinstance(ends[-1], nn.ReLU)
         within = Within(optimizer, "interaction.", self._bottom_relu)
         self._join = join_of(model.interaction, within, width)
+        if model.table_projection is not None:
+            self._join = ProjectedJoin(model.table_projection, optimizer, self._join)
 
     @torch.no_grad()
     def __call__(

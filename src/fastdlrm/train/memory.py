@@ -14,6 +14,7 @@ from fastdlrm.contracts.schema import Schema
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import undrawn_interaction
 from fastdlrm.model.layout import layout_of, table_sizes
+from fastdlrm.model.table_projection import build_projection
 from fastdlrm.parallel import footprint
 from fastdlrm.parallel.footprint import size_text
 from fastdlrm.parallel.topology import free_host_bytes
@@ -53,24 +54,32 @@ def memory_plan(
     of_tables: Place = "host" if train.table_placement == "host" else compute
     D = model.embedding_dim
     layout = layout_of(model, schema, encoding)
-    R, P = sum(layout.num_embeddings.values()), len(layout.feature_tables)
+    R, numbers = sum(layout.num_embeddings.values()), layout.num_numbers
+    P = len(layout.feature_tables)
     N, F = len(schema.dense), len(schema.sparse)
     B = -(-train.global_batch_size // train.gradient_accumulation_steps)
     interaction = undrawn_interaction(model, schema)
     bottom, top = [N, *model.bottom_mlp][bool(not N) :], [interaction.width, *model.top_mlp, 1]
     parameters = footprint.num_parameters(bottom) + footprint.num_parameters(top)
     parameters += interaction.num_parameters
+    projection = build_projection(model, schema, None)
+    parameters += 0 if projection is None else projection.num_parameters
     per_parameter = footprint.parameter_bytes(train.dense_optimizer.name, train.precision)
     per_row, per_number = footprint.state_bytes(train.sparse_optimizer.name)
+    tables = numbers * footprint.TABLE_BYTES[train.table_dtype]
+    state = R * per_row + numbers * per_number
+    if model.weighted_pooling == "learned":
+        tables, state = tables + R * footprint.WEIGHT_BYTES, state + R * (per_row + per_number)
     kept = footprint.activation_numbers(bottom, top, F, D, is_gpu=is_gpu)
     kept += interaction.cost().num_kept + (2 * P * D if layout.compression else 0)
+    kept += 0 if projection is None else 2 * F * D
     activations = B * kept * footprint.compute_bytes(train.precision)
     per_id, per_column = footprint.order_bytes(is_gpu=is_gpu)
     sort = int(B * P * (per_id + per_column * D))
     batch = train.global_batch_size * 4 * (F + N + 1)
     items = [
-        MemoryItem("tables", of_tables, R * D * footprint.TABLE_BYTES[train.table_dtype]),
-        MemoryItem("tables' optimizer", of_tables, R * (per_row + per_number * D)),
+        MemoryItem("tables", of_tables, tables),
+        MemoryItem("tables' optimizer", of_tables, state),
         MemoryItem("MLPs and their optimizer", compute, parameters * per_parameter),
         MemoryItem("activations", compute, activations),
         MemoryItem("order of ids and sums of rows", compute, sort),
@@ -122,24 +131,27 @@ def describe(items: Sequence[MemoryItem]) -> str:
 
 
 def describe_compression(recipe: Recipe, schema: Schema, encoding: Encoding) -> list[str]:
-    """What compression leaves of the tables, in one line; none where nothing is compressed.
+    """What compression and narrow tables leave of all tables, in one line; none without these.
 
     Args:
         recipe: The run's config.
         schema: Its features.
         encoding: Sizes of the tables before compression.
     """
-    sizes = table_sizes(schema, encoding)
-    held = layout_of(recipe.model, schema, encoding).num_embeddings
-    if held == sizes:
+    layout, sizes = layout_of(recipe.model, schema, encoding), table_sizes(schema, encoding)
+    held, D = layout.num_embeddings, recipe.model.embedding_dim
+    if layout.num_numbers == sum(sizes.values()) * D:
         return []
     num_compressed = len(sizes.keys() - held.keys())
-    before, after = sum(sizes.values()), sum(held.values())
-    row = recipe.model.embedding_dim * footprint.TABLE_BYTES[recipe.train.table_dtype]
+    num_narrow = sum(dim < D for dim in layout.dims.values())
+    before, after = sum(sizes.values()) * D, layout.num_numbers
+    width = footprint.TABLE_BYTES[recipe.train.table_dtype]
+    rows = f"{sum(held.values()):,} rows instead of {sum(sizes.values()):,}, "
     return [
-        f"compression of {num_compressed} of {len(sizes)} tables: {after:,} rows instead of "
-        f"{before:,}, {size_text(after * row)} instead of {size_text(before * row)} "
-        f"({after / before:.1%})"
+        f"compression of {num_compressed} of {len(sizes)} tables"
+        + (f", {num_narrow} narrower than {D}" if num_narrow else "")
+        + f": {rows if num_compressed else ''}{size_text(after * width)} instead of "
+        f"{size_text(before * width)} ({after / before:.1%})"
     ]
 
 

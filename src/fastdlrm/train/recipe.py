@@ -45,5 +45,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ConfigError(f"seed is {self.seed}; 0 .. 2**64 - 1 is allowed")
+        if (self.model.weighted_pooling, self.train.table_placement) == ("learned", "host"):
+            raise ConfigError(
+                "model.weighted_pooling is 'learned' with train.table_placement 'host': weights "
+                "are learned on the device that holds the rows; set table_placement = 'device'"
+            )
         if self.sla_ms is not None and not self.sla_ms > 0:
             raise ConfigError(f"sla_ms is {self.sla_ms:g}; above 0 is allowed")

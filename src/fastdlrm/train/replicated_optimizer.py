@@ -19,6 +19,7 @@ from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.parallel.exchange import Gradient
 from fastdlrm.parallel.world import Pending, World
 from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.pooling_weights import pooling_weight_optimizer
 from fastdlrm.train.side import SideStream
 from fastdlrm.train.sparse_optimizer import StackLookup, batch_order
 
@@ -32,8 +33,9 @@ class ReplicatedOptimizer:
     """A step is: `look_up` and `take` for each micro-batch, `reduce`, `apply`.
 
     Attributes:
-        moves_unread_rows: Whether the rule moves rows of zero gradient; which rows were read is
-            then summed over the ranks too, and no CUDA graph can hold the step.
+        asks_for_rows: Whether which rows were read is summed over the ranks too, and no CUDA graph
+            can hold the step: the rule moves rows of zero gradient, or pooling weights are learned.
+        pooling_weights: Of the learned pooling weights; None where none are learned.
     """
 
     def __init__(
@@ -47,14 +49,16 @@ class ReplicatedOptimizer:
             world: This rank and the others.
         """
         self._rule = UpdateRule(config.name, config.eps, config.l2)
-        self.moves_unread_rows = config.l2 != 0 or config.name == "adam"
+        self.pooling_weights = pooling_weight_optimizer(config, tables)
+        moves_unread_rows = config.l2 != 0 or config.name == "adam"
+        self.asks_for_rows = moves_unread_rows or self.pooling_weights is not None
         self._tables = tables
         self._world = world
         self._weight = tables.weight.detach()
         self.stacked_state = self._rule.zero_state(self._weight)
         num_rows, device = len(self._weight), self._weight.device
         self._gradient = torch.zeros(self._weight.shape, device=device)
-        self._visits = torch.zeros(num_rows if self.moves_unread_rows else 0, device=device)
+        self._visits = torch.zeros(num_rows if self.asks_for_rows else 0, device=device)
         self._add = StepScalars(-1.0).tensor(device)
         every_row = torch.arange(num_rows, device=device, dtype=torch.int32)
         on_gpu = device.type == "cuda" and has_gpu_kernels()
@@ -78,7 +82,7 @@ class ReplicatedOptimizer:
         with self._side(*gradient.tensors()):
             bags = gradient.wait().transpose(0, 1).flatten(0, 1)
             update_rows_(self._gradient, {}, bags, lookup.order, _SUM, self._add)
-            if self.moves_unread_rows:
+            if self.asks_for_rows:
                 self._visits.index_fill_(0, lookup.rows.long(), 1.0)
 
     def reduce(self) -> None:
@@ -86,7 +90,7 @@ class ReplicatedOptimizer:
         if len(self._gradient):
             with self._side():
                 self._pending.append(self._world.all_reduce(self._gradient))
-                if self.moves_unread_rows:
+                if self.asks_for_rows:
                     self._pending.append(self._world.all_reduce(self._visits))
 
     def squared_norm(self) -> Tensor:
@@ -94,7 +98,11 @@ class ReplicatedOptimizer:
         with self._side():
             self._wait()
         self._side.join()
-        return self._gradient.square().sum()
+        gradient, weights = self._gradient, self.pooling_weights
+        if weights is None:
+            return gradient.square().sum()
+        squares = weights.split(RowGradient(self._every_row.rows.long(), gradient)).values.square()
+        return squares.sum() + weights.squared_norm()
 
     def apply(self, scalars: Tensor) -> None:
         """Update; afterwards nothing is accumulated.
@@ -110,9 +118,12 @@ class ReplicatedOptimizer:
         self._side.join()
 
     def _update(self, scalars: Tensor) -> None:
-        if self.moves_unread_rows:
-            rows = self._visits.nonzero().flatten()
+        if self.asks_for_rows:
+            rows, weights = self._visits.nonzero().flatten(), self.pooling_weights
             read = RowGradient(rows, self._gradient.index_select(0, rows))
+            if weights is not None:
+                read = weights.split(read)
+                weights.update(scalars)
             apply_rule_(self._weight, self.stacked_state, read, self._rule, scalars)
             self._visits.zero_()
         else:

@@ -35,8 +35,10 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.errors import CheckpointError, ConfigError, DataError
 from fastdlrm.model.build import build_dlrm, build_tables, require_fit
 from fastdlrm.model.dlrm import DLRM
+from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Tables
 from fastdlrm.train.device import device_name, resolve_device
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.memory import memory_plan, require_memory
 from fastdlrm.train.recipe import Recipe
 
@@ -83,7 +85,7 @@ class Run:
             ConfigError: The folder is a file, or holds something already; the config does not fit
                 the dataset or this machine.
         """
-        recipe = _with_data_of(dataset, recipe)
+        recipe = with_data_of(dataset, recipe)
         require_fit(recipe.model, dataset.schema)
         device = resolve_device(recipe.train.device)
         encoding = dataset.manifest.encoding
@@ -141,7 +143,7 @@ class Run:
             shutil.rmtree(folder / "vocab", ignore_errors=True)
             return cls.create(folder, recipe, dataset)
         run = cls.open(folder)
-        recipe = _with_data_of(dataset, recipe)
+        recipe = with_data_of(dataset, recipe)
         if sha256_of(dataset.manifest_path) != run.manifest.dataset_sha256:
             raise DataError(
                 f"--resume {folder}: {dataset.folder} is not the dataset of this run; name the one "
@@ -225,24 +227,36 @@ class Run:
     def load_model(self, checkpoint: str = "best") -> DLRM:
         """The model with the weights of a checkpoint, on the CPU, in evaluation mode.
 
+        Learned pooling weights are multiplied into their rows.
+
         Raises:
             CheckpointError: There is no such checkpoint, or it is damaged.
         """
         folder = self.checkpoint_folder(checkpoint)
         model = self.build_model()
         store.load_into(folder, {"model": model.state_tensors()})
+        for module in model.modules():
+            if isinstance(module, EmbeddingTables):
+                module.fold_weights()
         return model.eval()
 
 
-def _with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
-    """The config with the [data] that the dataset was prepared with: it says how raw files look."""
+def with_data_of(dataset: Dataset, recipe: Recipe) -> Recipe:
+    """The config with the [data] that the dataset was prepared with, which says how raw files look,
+    and with the widths of its tables.
+
+    Args:
+        dataset: What is trained on.
+        recipe: A warning tells where its [data] is another.
+    """
     data = from_tree(dataset.manifest.config["data"], DataConfig, str(dataset.manifest_path))
     if data != recipe.data:
         logger.warning(
             "[data] of the config is not what %s was prepared with; the dataset's holds",
             dataset.folder,
         )
-    return msgspec.structs.replace(recipe, data=data)
+    recipe = msgspec.structs.replace(recipe, data=data)
+    return with_table_dims(recipe, dataset.schema, dataset.manifest.encoding)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
+from fastdlrm.kernels.row_gradient import RowGradient
 from fastdlrm.kernels.row_update import UpdateRule, scaled_gradient
 from fastdlrm.kernels.step_scalars import StepScalars
 from fastdlrm.model.embedding import EmbeddingTables
@@ -22,6 +23,7 @@ from fastdlrm.parallel.exchange import Exchange
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.pooling_weights import WHY_NO_GRAPH
 from fastdlrm.train.replicated_optimizer import ReplicatedOptimizer
 from fastdlrm.train.sparse_optimizer import SparseOptimizer, StackLookup
 
@@ -75,16 +77,20 @@ class ShardedSparseOptimizer:
         self._stacks = [SparseOptimizer(config, group.tables) for group in placement.groups]
         self._replicated = ReplicatedOptimizer(config, placement.replicated, placement.world)
         sums = ColumnSums(placement.plan, placement.world)
-        self._column_sums = sums if config.name == "rowwise_adagrad" and sums else None
+        self._is_rowwise = config.name == "rowwise_adagrad"
+        self._learns_weights = placement.replicated.pooling_weight is not None
+        self._column_sums = sums if sums and (self._is_rowwise or self._learns_weights) else None
         self._num_steps = torch.zeros((), dtype=torch.int64)
 
     @property
     def why_no_graph(self) -> str:
         """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
+        if self._learns_weights:
+            return WHY_NO_GRAPH
         if self._column_sums is not None:
             return "row-wise Adagrad sums rows whose columns lie on several ranks"
         has_replicated = len(self._tables.placement.replicated.num_embeddings) > 0
-        if has_replicated and self._replicated.moves_unread_rows:
+        if has_replicated and self._replicated.asks_for_rows:
             return "adam and l2 need to know which rows of a data_parallel table were read"
         return ""
 
@@ -144,12 +150,15 @@ class ShardedSparseOptimizer:
             self._replicated.take(replicated, own)
 
     def reduce(self) -> None:
-        """Start summing the gradients of replicated tables over the ranks."""
+        """Sum pooling weights' gradients over columns; start summing those of replicated tables."""
+        if self._learns_weights and self._column_sums is not None:
+            self._sum_weight_gradients()
         self._replicated.reduce()
 
     def squared_norm(self) -> Tensor:
         """Sum of the squares of the gradient of all tables on all ranks."""
         total = torch.stack([optimizer.squared_norm() for optimizer in self._stacks]).sum()
+        total -= self._counted_elsewhere()
         self._world.all_reduce(total).wait()
         return total + self._replicated.squared_norm()
 
@@ -165,7 +174,7 @@ class ShardedSparseOptimizer:
             scalars: `next_scalars` as a tensor.
         """
         means: list[Tensor | None] = [None] * len(self._stacks)
-        if self._column_sums is not None:
+        if self._is_rowwise and self._column_sums is not None:
             means = self._mean_squares(scalars)
         for optimizer, mean in zip(self._stacks, means, strict=True):
             optimizer.apply(scalars, mean)
@@ -173,37 +182,93 @@ class ShardedSparseOptimizer:
 
     def state_tensors(self) -> dict[str, Tensor | TensorShard]:
         """This rank's live parts by name; copying into one changes the state."""
-        named: dict[str, Tensor | TensorShard] = {}
-        for name in self._rule.state_names:
-            stacked = [optimizer.stacked_state[name] for optimizer in self._stacks]
-            stacked.append(self._replicated.stacked_state[name])
-            for table, part in self._tables.of_tables(stacked).items():
-                named[f"tables.{table}.{name}"] = part
+        replicated = self._replicated
+        weights = [*(stack.pooling_weights for stack in self._stacks), replicated.pooling_weights]
+        groups = {
+            "tables": [*(stack.stacked_state for stack in self._stacks), replicated.stacked_state],
+            "pooling_weights": [part.stacked_state for part in weights if part is not None],
+        }
+        named = {
+            f"{group}.{table}.{name}": part
+            for group, states in groups.items()
+            if states
+            for name in self._rule.state_names
+            for table, part in self._tables.of_tables([state[name] for state in states]).items()
+        }
         return {**named, "num_steps": self._num_steps}
 
     def _mean_squares(self, scalars: Tensor) -> list[Tensor | None]:
-        """For each stack, the mean of each read row's squared gradient over all D columns."""
-        assert self._column_sums is not None
+        """For each stack, the mean of each read row's squared gradient over all columns."""
         scale = StepScalars(*scalars.tolist()).gradient_scale
-        parts: dict[str, Tensor] = {}
+        parts = []
         for optimizer, group in zip(self._stacks, self._tables.placement.groups, strict=True):
             gradient = optimizer.gradient()
-            if gradient is None:
-                nothing = self._tables.placement.replicated.weight.new_empty(0).float()
-                parts |= dict.fromkeys(group.tables.num_embeddings, nothing)
-            else:
+            if gradient is not None:
                 weight = group.tables.weight.detach()
                 values = scaled_gradient(weight, gradient, self._rule, scale).values
-                squares = values.float().square().sum(1)
-                parts |= _by_table(group.tables, gradient.rows, squares)
-        totals = self._column_sums(parts, self._tables.placement.replicated.weight)
-        D = self._tables.placement.plan.embedding_dim
+                gradient = RowGradient(gradient.rows, values.float().square().sum(1))
+            parts.append(gradient)
+        return self._over_columns(parts, takes_mean=True)
+
+    def _sum_weight_gradients(self) -> None:
+        """Give every owner of some columns of a row the gradient of the row's pooling weight."""
+        totals = self._over_columns([_weight_gradient(optimizer) for optimizer in self._stacks])
+        for optimizer, total in zip(self._stacks, totals, strict=True):
+            weights = optimizer.pooling_weights
+            if weights is not None and optimizer.gradient() is not None and total is not None:
+                weights.gradient = weights.gradient._replace(values=total.unsqueeze(1))
+
+    def _over_columns(
+        self, parts: Sequence[RowGradient | None], *, takes_mean: bool = False
+    ) -> list[Tensor | None]:
+        """One number a read row, summed over the owners of its columns.
+
+        Args:
+            parts: For each stack, values of shape (U,), of its columns; None: nothing was read.
+            takes_mean: Whether the sum is divided by the row's columns.
+
+        Returns:
+            For each stack the sums; None where it has no table.
+        """
+        assert self._column_sums is not None
+        plan = self._tables.placement.plan
+        like, groups = self._tables.placement.replicated.weight, self._tables.placement.groups
+        by_table: dict[str, Tensor] = {}
+        for part, group in zip(parts, groups, strict=True):
+            if part is None:
+                by_table |= dict.fromkeys(group.tables.num_embeddings, like.new_empty(0).float())
+            else:
+                by_table |= _by_table(group.tables, *part)
+        totals = self._column_sums(by_table, like)
+        if takes_mean:
+            totals = {table: total / plan.dim_of(table) for table, total in totals.items()}
         return [
-            torch.cat([totals[table] for table in group.tables.num_embeddings]) / D
+            torch.cat([totals[table] for table in group.tables.num_embeddings])
             if group.tables.num_embeddings
             else None
-            for group in self._tables.placement.groups
+            for group in groups
         ]
+
+    def _counted_elsewhere(self) -> Tensor:
+        """Squares of pooling weights' gradients that the owner of a row's first columns counts."""
+        total = self._tables.placement.replicated.weight.new_zeros(()).float()
+        own = self._tables.placement.plan.of_rank(self._world.rank)
+        for optimizer, group in zip(self._stacks, self._tables.placement.groups, strict=True):
+            gradient = _weight_gradient(optimizer)
+            if gradient is not None:
+                for table, values in _by_table(group.tables, *gradient).items():
+                    if own[table].first_column > 0:
+                        total += values.square().sum()
+        return total
+
+
+def _weight_gradient(optimizer: SparseOptimizer) -> RowGradient | None:
+    """Of a stack's pooling weights, values of shape (U,); None where there are none, or no ids."""
+    weights = optimizer.pooling_weights
+    if weights is None or optimizer.gradient() is None:
+        return None
+    rows, values = weights.gradient
+    return RowGradient(rows, values.squeeze(1))
 
 
 def _by_table(tables: EmbeddingTables, rows: Tensor, values: Tensor) -> dict[str, Tensor]:

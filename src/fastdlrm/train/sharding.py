@@ -16,6 +16,7 @@ from fastdlrm.parallel.prediction import Prediction, predict
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.topology import Topology, card_topology, named_topology
 from fastdlrm.parallel.world import World
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.memory import MemoryItem, Place
 from fastdlrm.train.recipe import Recipe
 from fastdlrm.train.run import TABLE_DTYPES, Run
@@ -61,6 +62,11 @@ def shard(
                 "samples; set model.norm = 'layer' or 'none'"
             )
         work = workload_of(recipe, dataset)
+        layout = layout_of(
+            with_table_dims(recipe, dataset.schema, dataset.manifest.encoding).model,
+            dataset.schema,
+            dataset.manifest.encoding,
+        )
     topology = _topology(world, device)
 
     def decide() -> Sharding:
@@ -68,8 +74,8 @@ def shard(
             plan = make_plan(work, topology, world.size)
         else:
             plan = read_plan(path)
-            layout = layout_of(recipe.model, dataset.schema, dataset.manifest.encoding)
-            plan.require_fit(layout.num_embeddings, recipe.model.embedding_dim, world.size)
+            D = recipe.model.embedding_dim
+            plan.require_fit(layout.num_embeddings, D, world.size, layout.narrow_dims)
         return Sharding(plan, predict(plan, work, topology))
 
     return world.on_first(decide)
@@ -83,10 +89,12 @@ def sharded_tables(run: Run, plan: ShardingPlan, world: World, device: torch.dev
         plan,
         layout.feature_tables,
         world,
-        pooling=recipe.model.pooling,
+        pooling=layout.pooling,
         dtype=TABLE_DTYPES[recipe.train.table_dtype],
         device=device,
     )
+    if recipe.model.weighted_pooling == "learned":
+        tables.learn_weights()
     return layout.wrapped(tables)
 
 

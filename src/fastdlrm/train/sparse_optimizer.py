@@ -20,6 +20,7 @@ from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import RowSource
 from fastdlrm.parallel.exchange import Gradient
 from fastdlrm.train.config import SparseOptimizerConfig
+from fastdlrm.train.pooling_weights import WHY_NO_GRAPH, pooling_weight_optimizer
 from fastdlrm.train.side import SideStream
 
 
@@ -45,10 +46,11 @@ class StackLookup:
         return self.tables.pool(self.sparse, self.rows, dtype)
 
     def source(self) -> RowSource | None:
-        """See `Lookup`: on a GPU, where every bag is one row."""
+        """See `Lookup`: on a GPU, where every bag is one row as it is."""
         sparse = self.sparse
         is_single = sparse.lengths is None and sparse.weights is None and sparse.num_features > 0
-        if not is_single or not sparse.ids.is_cuda:
+        is_plain = is_single and self.tables.pooling_weight is None
+        if not is_plain or not sparse.ids.is_cuda:
             return None
         return RowSource(self.tables.weight, self.rows, scatter=False)
 
@@ -58,6 +60,9 @@ class SparseOptimizer:
 
     A step is: `look_up` and `take` for each micro-batch, `squared_norm` if gradients are clipped,
     `apply`. On a GPU ids are sorted and rows are updated beside what else the step does.
+
+    Attributes:
+        pooling_weights: Of the learned pooling weights; None where none are learned.
     """
 
     def __init__(self, config: SparseOptimizerConfig, tables: EmbeddingTables) -> None:
@@ -71,6 +76,7 @@ class SparseOptimizer:
         self._tables = tables
         self._weight = tables.weight.detach()
         self._state = self._rule.zero_state(self._weight)
+        self.pooling_weights = pooling_weight_optimizer(config, tables)
         self._num_steps = torch.zeros((), dtype=torch.int64)
         self._batches: list[SparseBatch] = []
         self._grads_FBD: list[Tensor] = []
@@ -138,12 +144,15 @@ class SparseOptimizer:
         gradient = self.gradient()
         if gradient is None:
             return self._weight.new_zeros((), dtype=torch.float32)
-        return gradient.values.float().square().sum()
+        squares = gradient.values.float().square().sum()
+        weights = self.pooling_weights
+        return squares if weights is None else squares + weights.squared_norm()
 
     def gradient(self) -> RowGradient | None:
         """The accumulated gradient, row by row; None before anything was accumulated."""
         if self._gradient is None and self._batches:
-            self._gradient = row_gradient(*self._accumulated())
+            summed, weights = row_gradient(*self._accumulated()), self.pooling_weights
+            self._gradient = summed if weights is None else weights.split(summed)
         return self._gradient
 
     def step(self, learning_rate: float, scale: float | Tensor = 1.0) -> None:
@@ -159,7 +168,7 @@ class SparseOptimizer:
     @property
     def why_no_graph(self) -> str:
         """What keeps a step from being captured as a CUDA graph; empty if nothing does."""
-        return ""
+        return "" if self.pooling_weights is None else WHY_NO_GRAPH
 
     def next_scalars(self, learning_rate: float) -> StepScalars:
         """Count a step and give its numbers; `apply` does it."""
@@ -180,8 +189,11 @@ class SparseOptimizer:
         """Update the rows of the accumulated micro-batches, if there are any, and forget these."""
         if not self._batches:
             return
-        if self._gradient is not None:
-            apply_rule_(self._weight, self._state, self._gradient, self._rule, scalars, mean_square)
+        gradient = self._gradient if self.pooling_weights is None else self.gradient()
+        if gradient is not None:
+            apply_rule_(self._weight, self._state, gradient, self._rule, scalars, mean_square)
+            if self.pooling_weights is not None:
+                self.pooling_weights.update(scalars)
         else:
             update_rows_(self._weight, self._state, *self._accumulated(), self._rule, scalars)
         self._batches, self._grads_FBD, self._orders, self._gradient = [], [], [], None
@@ -193,9 +205,15 @@ class SparseOptimizer:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Live tensors by name, each table on its own; copying into one changes the state."""
+        weights = self.pooling_weights
+        groups = {
+            "tables": self._state,
+            "pooling_weights": {} if weights is None else weights.stacked_state,
+        }
         named = {
-            f"tables.{table}.{name}": self._tables.of_table(table, stacked)
-            for name, stacked in self._state.items()
+            f"{group}.{table}.{name}": self._tables.of_table(table, stacked)
+            for group, state in groups.items()
+            for name, stacked in state.items()
             for table in self._tables.num_embeddings
         }
         return {**named, "num_steps": self._num_steps}
@@ -221,4 +239,4 @@ def batch_order(tables: EmbeddingTables, sparse: SparseBatch, rows: Tensor) -> R
     """
     offsets = None if sparse.lengths is None else sparse.offsets()
     segments = tables.segments(sparse, offsets)
-    return row_order(rows, offsets, sparse.weights, tables.pooling, segments)
+    return row_order(rows, offsets, tables.weighted(sparse).weights, tables.pooling, segments)

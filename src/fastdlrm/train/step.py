@@ -18,6 +18,7 @@ from fastdlrm.model.compressed import CompressedTables
 from fastdlrm.model.dlrm import DLRM
 from fastdlrm.model.embedding import EmbeddingTables
 from fastdlrm.model.lookup import Lookup, Tables
+from fastdlrm.model.mixed_tables import MixedTables
 from fastdlrm.parallel.footprint import exchange_bytes
 from fastdlrm.parallel.sharded import ShardedTables
 from fastdlrm.parallel.world import ALONE, Pending, World
@@ -27,6 +28,7 @@ from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.graph import StepGraph
 from fastdlrm.train.head import AutogradHead, FusedHead, Head, TakeGradient, why_not_fused
 from fastdlrm.train.loss import loss_function
+from fastdlrm.train.mixed_optimizer import MixedSparseOptimizer
 from fastdlrm.train.schedule import learning_rate
 from fastdlrm.train.sharded_optimizer import ShardedSparseOptimizer
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
@@ -69,7 +71,9 @@ class TrainStep:
         )
         self.sparse_optimizer = _sparse_optimizer(model.tables, config, world)
         # What of the gradient is known before the bottom MLP's backward pass, and the rest.
-        self._early = self.dense_optimizer.gradient_of("interaction.", "top_mlp.")
+        self._early = self.dense_optimizer.gradient_of(
+            "table_projection.", "interaction.", "top_mlp."
+        )
         self._late = self.dense_optimizer.gradient_of("bottom_mlp.")
         self._head: Head
         if unfused:
@@ -202,7 +206,7 @@ class TrainStep:
 
 def _sparse_optimizer(
     tables: Tables, config: TrainConfig, world: World
-) -> SparseOptimizer | ShardedSparseOptimizer | CompressedOptimizer:
+) -> SparseOptimizer | MixedSparseOptimizer | ShardedSparseOptimizer | CompressedOptimizer:
     """What looks up and trains tables of this kind."""
     if isinstance(tables, CompressedTables):
         inner = _sparse_optimizer(tables.tables, config, world)
@@ -210,6 +214,8 @@ def _sparse_optimizer(
         return CompressedOptimizer(tables.compression, inner, world)
     if isinstance(tables, ShardedTables):
         return ShardedSparseOptimizer(config.sparse_optimizer, tables, exchange_dtype(config))
+    if isinstance(tables, MixedTables):
+        return MixedSparseOptimizer(config.sparse_optimizer, tables)
     assert isinstance(tables, EmbeddingTables)
     return SparseOptimizer(config.sparse_optimizer, tables)
 

@@ -6,7 +6,6 @@ an uninterrupted one would; a record or checkpoint is written only after a whole
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +23,9 @@ from fastdlrm.parallel.prediction import compare
 from fastdlrm.parallel.tensor_shard import TensorShard
 from fastdlrm.parallel.world import ALONE, World
 from fastdlrm.train.device import resolve_device
+from fastdlrm.train.dims import describe_mixed_dims
 from fastdlrm.train.evaluate import evaluate
+from fastdlrm.train.loop import Clock, LoopState, Progress, TrainResult
 from fastdlrm.train.matmul import settle
 from fastdlrm.train.memory import describe, describe_compression, memory_plan, require_memory
 from fastdlrm.train.mllog import SILENT, Mllog, described
@@ -46,63 +47,6 @@ STEPS_TO_AGREE = 8
 """Steps between two looks of all ranks at whether a signal asks any of them to stop."""
 
 
-class LoopState(msgspec.Struct, kw_only=True):
-    """Where the loop stands, besides the tensors."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    epoch: int = 0
-    """Epoch of the next batch."""
-    batch: int = 0
-    """Index of the next global batch in its epoch."""
-    best_value: float | None = None
-    """Best validation metric so far."""
-    best_step: int | None = None
-    """Step of the best validation metric."""
-    evaluations_since_best: int = 0
-    """For early stopping."""
-    validation: MetricValues | None = None
-    """Metrics of the last evaluation."""
-    window_steps: int = 0
-    """Steps since the last training record."""
-
-
-class TrainResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training run ends with."""
-
-    run: str
-    """The run's folder."""
-    step: int
-    """Optimizer steps done in all."""
-    is_finished: bool
-    """False where a signal stopped it; --resume continues."""
-    stopped_early: bool
-    """Whether early_stop_patience ended it."""
-    reached_target: bool
-    """Whether an evaluation reached target_metric_value; False without one."""
-    best_step: int | None
-    """Step of the best checkpoint; None without validation."""
-    validation: MetricValues | None
-    """Metrics of the last evaluation."""
-    samples_per_s: float
-    """Training rows a second in this process, evaluation and checkpoints left out."""
-    data_wait_share: float
-    """Share of the training time spent waiting for the loader."""
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a progress display is told after each step."""
-
-    step: int
-    total_steps: int
-    epoch: int
-    samples_per_s: float
-    data_wait_share: float
-    loss: float | None
-    """Mean since the last training record; None between records."""
-
-
 class Trainer:
     """One run, from its last checkpoint (or the start) to its end.
 
@@ -111,6 +55,8 @@ class Trainer:
         dataset: With a train split, and a validation split if anything is to be evaluated.
         on_progress: Called after every step, on the first rank.
         on_message: Called with each line worth telling, on the first rank.
+        on_evaluation: Called after each evaluation with the steps done and its metrics, on the
+            first rank; True ends the training there, as a signal does.
         world: This rank and the others.
         sharding: Where the tables lie; None where all of them lie in this process.
         mllog: Told of epochs and evaluations, on the first rank.
@@ -123,6 +69,7 @@ class Trainer:
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_message: Callable[[str], None] = lambda message: None,
         *,
+        on_evaluation: Callable[[int, MetricValues], bool] = lambda step, values: False,
         world: World = ALONE,
         sharding: Sharding | None = None,
         mllog: Mllog = SILENT,
@@ -137,6 +84,8 @@ class Trainer:
         self._device = resolve_device(self._config.device)
         self._on_progress = on_progress
         self._on_message = on_message
+        self._on_evaluation = on_evaluation
+        self._is_ended = False
         self._train = dataset.split("train")
         self._validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -166,7 +115,7 @@ class Trainer:
             on_message(self._graph_line())
         self._state = LoopState()
         self._window_loss = torch.zeros((), device=self._device)
-        self._clock = _Clock()
+        self._clock = Clock()
         self._saved: dict[str, Any] = {}
         self._saver = None
         if self._world.size > 1 or self._device.type == "cuda":
@@ -182,8 +131,9 @@ class Trainer:
         else:
             items = rank_memory(self._sharding.prediction, world.rank, self._device)
         self._on_message(describe(items))
-        for line in describe_compression(run.recipe, manifest.schema, manifest.encoding):
-            self._on_message(line)
+        for tell in (describe_mixed_dims, describe_compression):
+            for line in tell(run.recipe, manifest.schema, manifest.encoding):
+                self._on_message(line)
         require_memory(items, self._device, world.local_size)
 
     def _settle(self) -> str:
@@ -292,7 +242,11 @@ class Trainer:
         return False
 
     def _must_stop(self, stop: StopRequest) -> bool:
-        """Whether a signal asks for the end: the ranks agree on it now and then."""
+        """Whether an evaluation or a signal asks for the end: on a signal the ranks agree now and
+        then.
+        """
+        if self._is_ended:
+            return True
         is_due = self._world.size == 1 or self._state.step % STEPS_TO_AGREE == 0
         return is_due and self._world.any(stop.requested)
 
@@ -381,6 +335,7 @@ class Trainer:
         is_best = " (best)" if state.best_step == state.step else ""
         self._on_message(f"step {state.step}: validation {metric} {shown}{is_best}")
         self._save()
+        self._is_ended = self._world.on_first(lambda: self._on_evaluation(state.step, values))
         if state.batch and not self._is_done():
             self._block_start()
 
@@ -476,32 +431,3 @@ class Trainer:
 def _of_rank(name: str, rank: int) -> str:
     """Name in a checkpoint of what a rank has of its own."""
     return f"{name}.{rank}" if rank else name
-
-
-class _Clock:
-    """Time spent training and waiting for data, evaluation and checkpoints left out."""
-
-    def __init__(self) -> None:
-        self._mark = self._wait_ns = self._step_ns = self._samples = 0
-
-    def start(self) -> None:
-        self._mark = time.perf_counter_ns()
-
-    def has_data(self) -> None:
-        now = time.perf_counter_ns()
-        self._wait_ns += now - self._mark
-        self._mark = now
-
-    def has_stepped(self, num_samples: int) -> None:
-        self._step_ns += time.perf_counter_ns() - self._mark
-        self._samples += num_samples
-
-    @property
-    def samples_per_s(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._samples / (total / 1e9) if total else 0.0
-
-    @property
-    def data_wait_share(self) -> float:
-        total = self._wait_ns + self._step_ns
-        return self._wait_ns / total if total else 0.0

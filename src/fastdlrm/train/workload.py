@@ -14,8 +14,10 @@ from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import require_fit, undrawn_interaction
 from fastdlrm.model.interaction import Interaction
 from fastdlrm.model.layout import Layout, layout_of
+from fastdlrm.model.table_projection import TableProjection, build_projection
 from fastdlrm.parallel.workload import Feature, Workload
 from fastdlrm.parallel.workload import Interaction as JointWork
+from fastdlrm.train.dims import with_table_dims
 from fastdlrm.train.recipe import Recipe
 
 SAMPLED_ROWS = 2**16
@@ -33,8 +35,10 @@ def workload_of(recipe: Recipe, dataset: Dataset) -> Workload:
         ConfigError: The model does not fit the dataset, or the tables are to lie in host memory.
         DataError: The dataset has no train split.
     """
-    train, model, schema = recipe.train, recipe.model, dataset.schema
-    require_fit(model, schema)
+    schema, encoding = dataset.schema, dataset.manifest.encoding
+    require_fit(recipe.model, schema)
+    recipe = with_table_dims(recipe, schema, encoding)
+    train = recipe.train
     if train.table_placement == "host":
         raise ConfigError(
             "train.table_placement is 'host': tables are planned on the ranks' own memory only; "
@@ -43,7 +47,7 @@ def workload_of(recipe: Recipe, dataset: Dataset) -> Workload:
     rows = dataset.split("train")
     count = min(SAMPLED_ROWS, len(rows))
     sample = rows.batch(np.arange(count, dtype=np.int64) * len(rows) // count).sparse
-    return workload(recipe, schema, dataset.manifest.encoding, sample)
+    return workload(recipe, schema, encoding, sample)
 
 
 def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseBatch) -> Workload:
@@ -62,15 +66,17 @@ def workload(recipe: Recipe, schema: Schema, encoding: Encoding, sample: SparseB
         num_embeddings=layout.num_embeddings,
         features=_features(layout, schema, sample),
         embedding_dim=model.embedding_dim,
+        table_dims=layout.narrow_dims,
         bottom_mlp=(N, *model.bottom_mlp) if N else (),
         top_mlp=(interaction.width, *model.top_mlp, 1),
-        interaction=joint_work(interaction),
+        interaction=joint_work(interaction, build_projection(model, schema, None)),
         global_batch_size=train.global_batch_size,
         precision=train.precision,
         table_dtype=train.table_dtype,
         exchange_dtype=train.exchange_dtype,
         dense_optimizer=train.dense_optimizer.name,
         sparse_optimizer=train.sparse_optimizer.name,
+        learns_weights=model.weighted_pooling == "learned",
     )
 
 
@@ -92,11 +98,15 @@ def _features(layout: Layout, schema: Schema, sample: SparseBatch) -> tuple[Feat
     )
 
 
-def joint_work(interaction: Interaction) -> JointWork:
-    """What an interaction takes, as the planner has it."""
-    cost = interaction.cost()
+def joint_work(interaction: Interaction, projection: TableProjection | None = None) -> JointWork:
+    """What an interaction takes, as the planner has it, and what projects vectors before it."""
+    cost, num_parameters, flop, kept = interaction.cost(), interaction.num_parameters, 0.0, 0
+    if projection is not None:
+        vectors = interaction.vectors
+        num_parameters += projection.num_parameters
+        flop, kept = 2.0 * projection.num_products, 2 * vectors.num_features * vectors.dim
     return JointWork(
-        flop=cost.flop, num_parameters=interaction.num_parameters, num_kept=cost.num_kept
+        flop=cost.flop + flop, num_parameters=num_parameters, num_kept=cost.num_kept + kept
     )
 
 

@@ -42,6 +42,17 @@ def test_presets_of_raw_files_are_refused():
         load("tiny")
 
 
+def test_compressed_tables_are_refused():
+    compression = "model.compression={default={kind='hash', num_rows=9}}"
+    with pytest.raises(ConfigError, match=r"model.compression is set; .* take that section out"):
+        load(overrides=[compression])
+
+
+def test_narrow_tables_are_refused():
+    with pytest.raises(ConfigError, match=r"table_dims or mixed_dims is set; bench"):
+        load(overrides=["model.table_dims={C1=2}"])
+
+
 def test_tables_that_do_not_fit_name_a_scale_that_does():
     require_memory(8, 10, 1.0)
     require_memory(2**60, None, 1.0)

@@ -100,17 +100,33 @@ def make_reference(interaction="dot", itself=False, **changes):
     return ReferenceDLRM(**(sizes | changes), interaction=interaction, itself=itself).eval()
 
 
-@pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
-def test_logits_of_the_reference(tmp_path, interaction, itself):
-    reference = make_reference(interaction, itself)
+@pytest.mark.parametrize(
+    ("interaction", "itself", "weighted"),
+    [("dot", False, False), ("dot", True, False), ("cat", False, False), ("dot", False, True)],
+)
+def test_logits_of_the_reference(tmp_path, interaction, itself, weighted):
+    reference = make_reference(interaction, itself, weighted=weighted)
     model, config = filled(save_reference(reference, tmp_path / "dlrm.pt"), SCHEMA, ROWS, WANTED)
-    assert config == make_config(interaction, include_diagonal=itself, dropout=0.5)
+    changes = {"weighted_pooling": "learned" if weighted else "none", "dropout": 0.5}
+    assert config == make_config(interaction, include_diagonal=itself, **changes)
     dense, ids, lengths = draw_bags(list(ROWS.values()), NUM_DENSE, 40)
     with torch.no_grad():
         expected = reference.double()(dense.double(), ids, offsets_of(lengths)).logit()
     found = logits_of(model, dense, ids, lengths)
     assert expected.std() > 0.3
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_learned_weights_that_are_of_no_row(tmp_path):
+    divided = save_reference(make_reference(qr=(4, "add"), weighted=True), tmp_path / "qr.pt")
+    message = "'v_W_l.0' weighs the ids of .* as 'emb_l.0.weight_q'; here their rows have weights"
+    with pytest.raises(CheckpointError, match=message):
+        filled(divided, SCHEMA, ROWS, msgspec.structs.replace(WANTED, compression=qr("add")))
+    state = make_reference(weighted=True).state_dict()
+    state["v_W_l.1"] = torch.ones(4)
+    expected = shapes((4,), (3,)) + " the rows of the dataset's table"
+    with pytest.raises(CheckpointError, match="'v_W_l.1' " + expected):
+        filled(saved(state, tmp_path), SCHEMA, ROWS, WANTED)
 
 
 @pytest.mark.parametrize("operation", ["add", "mult"])
@@ -251,6 +267,25 @@ def test_a_width_of_two_interactions_is_the_configs(tmp_path, asked, found):
         weights.model_config(wanted, SCHEMA)
 
 
+def test_rows_go_out_times_their_learned_weights_and_come_in_without(tmp_path):
+    source = make_model(CONFIGS["dot"], SCHEMA, ROWS)
+    source.tables.learn_weights()
+    with torch.no_grad():
+        source.tables.pooling_weight.copy_(torch.linspace(-1, 2, sum(ROWS.values())))
+    with pytest.raises(CheckpointError, match=r"the model has 'pooling_weights.a', for which"):
+        foreign_state(source, CONFIGS["dot"], SCHEMA, "torchrec")
+    expected = source.tables.table("b") * source.tables.pooling_weights()["b"][:, None]
+    source.tables.fold_weights()
+    state = foreign_state(source, CONFIGS["dot"], SCHEMA, "reference")
+    assert torch.equal(state["emb_l.1.weight"], expected)
+    wanted = msgspec.structs.replace(
+        WANTED, weighted_pooling="learned", pooling="mean", table_pooling={"a": "mean"}
+    )
+    model, found = filled(saved(state, tmp_path), SCHEMA, ROWS, wanted)
+    assert (found.weighted_pooling, found.pooling, found.table_pooling) == ("none", "sum", {})
+    assert torch.equal(model.tables.table("b"), expected)
+
+
 WAS = "has shape {}, expected is {} by"
 
 
@@ -274,7 +309,7 @@ def put(**tensors):
         (without("top_l.2.bias"), "'top_l.2.bias' is missing; it has emb_l.0.weight, "),
         (without("bot_l.2.weight"), "'bot_l.2.bias' has no place .* follows on one that is miss"),
         (without("emb_l.1.weight"), "'emb_l.2.weight' has no place"),
-        (put(v_W_l__0=torch.ones(11)), r"'v_W_l.0' is of a learned weight .*--weighted-pooling"),
+        (put(v_W_l__0=torch.ones(11)), "'v_W_l.1' is missing; it has emb_l.0.weight, "),
         (put(emb_l__3__weight_q=torch.ones(2, 4)), "'emb_l.3.weight_r' is missing"),
         (put(emb_l__3__embs__weight=torch.ones(2, 4)), r"'emb_l.3.embs.weight' is .*--md-flag"),
         (put(bot_l__module__0__bias=torch.ones(2)), r"'bot_l.module.0.bias' is .*one rank's part"),
@@ -357,6 +392,16 @@ def test_tables_in_another_order_are_refused(tmp_path):
             "reference",
             make_config(pooling="mean"),
             "model.pooling is 'mean'; reference knows 'sum'",
+        ),
+        (
+            "reference",
+            make_config(table_dims={"a": 2, "b": 4}),
+            "table 'a' has 2 of 4 columns (model.table_dims); reference takes tables of",
+        ),
+        (
+            "torchrec",
+            make_config(table_pooling={"b": "mean"}),
+            "table 'b': model.pooling is 'mean'; torchrec knows 'sum' alone",
         ),
         ("torchrec", make_config(norm="layer"), "model.norm is 'layer'; torchrec knows 'none'"),
         ("torchrec", ModelConfig(embedding_dim=4, bottom_mlp=(4,), top_mlp=()), "top_mlp is empty"),

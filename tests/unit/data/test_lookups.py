@@ -63,3 +63,10 @@ def test_most_frequent():
     assert most_frequent(counts, 100, 2).tolist() == [3, 5, 2, 6]
     assert most_frequent(counts, 2, 0).tolist() == [0, 1]
     assert most_frequent(counts[:2], 3, 2).tolist() == []
+
+
+def test_the_fewest_rows_of_a_share_of_the_lookups():
+    # 5 rows: 40, 20, 20, 20 and 0 lookups of 100; 40 + 20 = 60 is the first to reach half
+    spectrum = Spectrum.of(np.array([20, 40, 0, 20, 20]))
+    assert [spectrum.rows_for(share) for share in (0.4, 0.5, 0.6, 0.61, 1.0)] == [1, 2, 2, 3, 4]
+    assert Spectrum.of(np.zeros(3, dtype=np.int64)).rows_for(0.5) == 0

@@ -1,10 +1,14 @@
 """What tests of exporting share: a small run that was trained for a step."""
 
+import dataclasses
+
+import msgspec
 import pytest
 
 from fastdlrm.contracts.manifest import MANIFEST, sha256_of
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.export.write import Source
+from fastdlrm.model.build import build_dlrm
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
 from tests.builders import tiny_dataset, tiny_recipe
@@ -35,6 +39,15 @@ def source(trained):
         step=20,
         run_sha256=sha256_of(run.folder / MANIFEST),
     )
+
+
+@pytest.fixture
+def narrow(source):
+    """The same with a table of 1 and one of 2 columns of 4, as drawn."""
+    first, second = list(source.model.tables.num_embeddings)[:2]
+    config = msgspec.structs.replace(source.config, table_dims={first: 2, second: 1})
+    model = build_dlrm(config, source.schema, source.encoding, seed=1)
+    return dataclasses.replace(source, config=config, model=model)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from tests.builders import tiny_recipe
 
 KEYS = (
     "model.compression={threshold_rows = 50, default = {kind = 'quotient_remainder'},"
-    " tables = {C1 = {kind = 'hash', num_rows = 60}}}"
+    " tables = {C1 = {kind = 'hash', num_rows = 60},"
+    " C2 = {kind = 'quotient_remainder', operation = 'concat'}}}"
 )
 
 
@@ -54,8 +55,9 @@ def test_every_precision_is_near(compressed, splits, tmp_path, tables):
     )
     manifest = export(compressed, options, tmp_path / "model", **splits)
     plain, ours, *others = manifest.quality
-    num_rows = sum(compressed.model.tables.num_embeddings.values())
-    assert plain.tables_bytes == num_rows * compressed.config.embedding_dim * 4
+    held = compressed.model.tables.state_tensors()
+    assert plain.tables_bytes == sum(table.numel() for table in held.values()) * 4
+    assert held["C2.quotient"].shape[1] == compressed.config.embedding_dim // 2
     assert ours.tables_bytes == (tmp_path / "model" / TABLES).stat().st_size
     assert (ours.max_logit_difference == 0) == (tables == "fp32")
     assert ours.max_logit_difference < 1
@@ -67,8 +69,7 @@ def test_a_delta_of_a_row_changes_all_ids_that_share_it(model, compressed):
     rows = model.warmup_rows()
     batch = model.encode(rows)
     before = model.predict(batch)
-    name = next(n for n in compressed.model.tables.num_embeddings if n.endswith(".quotient"))
-    index = [f.table for f in compressed.schema.sparse].index(name.removesuffix(".quotient"))
+    name, index = "C5.quotient", [f.table for f in compressed.schema.sparse].index("C5")
     one = np.array([0])
     model.apply(Delta(name, one, np.full((1, 4), 0.5, np.float32), 1, 0.0))
     ids = batch.sparse.ids.view(batch.sparse.num_features, -1)[index].numpy()

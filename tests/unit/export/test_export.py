@@ -80,6 +80,37 @@ def test_tables_in_fewer_bits_are_smaller_and_near(source, splits, tmp_path, tab
     ExportedModel.load(tmp_path / "model")
 
 
+def test_narrow_tables_score_as_the_run_in_every_bit(narrow, splits, tmp_path):
+    manifest = export(narrow, ExportOptions(name="ctr"), tmp_path / "model", **splits)
+    plain, ours = manifest.quality
+    assert ours.max_logit_difference == 0
+    sizes = [t.numel() for t in narrow.model.tables.state_tensors().values()]
+    assert plain.tables_bytes == 4 * sum(sizes) == (tmp_path / "model" / TABLES).stat().st_size
+    model = ExportedModel.load(tmp_path / "model")
+    rows = splits["test"]
+    batch = rows.batch(slice(0, len(rows)))
+    logits = Predictor(narrow.model.eval())(batch.dense, batch.sparse).numpy()
+    expected = logistic(logits.astype(np.float64)).astype(np.float32)
+    assert np.array_equal(model.predict(batch), expected)
+    assert np.array_equal(model.predict(batch.slice(7, 10)), expected[7:10])
+
+
+def test_narrow_tables_in_int8_are_near(narrow, splits, tmp_path):
+    options = ExportOptions(name="ctr", tables="int8", max_auc_drop=0.05, max_ne_rise=0.05)
+    manifest = export(narrow, options, tmp_path / "model", **splits)
+    _, ours = manifest.quality
+    shapes = [t.shape for t in narrow.model.tables.state_tensors().values()]
+    assert ours.tables_bytes == sum(rows * (dim + 2) for rows, dim in shapes)
+    assert ours.tables_bytes == (tmp_path / "model" / TABLES).stat().st_size
+    assert 0 < ours.max_logit_difference < 0.1
+    assert ExportedModel.load(tmp_path / "model").manifest.table_dtype == "int8"
+
+
+def test_int4_takes_no_odd_width(narrow, tmp_path):
+    with pytest.raises(ExportError, match=r"tables: int4 rows of 1 numbers: an even"):
+        export(narrow, ExportOptions(name="ctr", tables="int4"), tmp_path / "model")
+
+
 @needs_int8
 def test_mlps_in_integers(source, splits, tmp_path):
     options = ExportOptions(name="ctr", mlp="int8", max_auc_drop=0.05, max_ne_rise=0.05)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdlrm.config import to_tree
 from fastdlrm.contracts.delta import DELTAS, delta_path, read_delta
 from fastdlrm.contracts.manifest import FileEntry, sha256_of
 from fastdlrm.errors import ExportError
@@ -45,6 +46,23 @@ def test_applied_they_are_the_model_trained_further(source, run, tmp_path, table
     rows = served.warmup_rows()
     assert served.apply_deltas() == 3
     assert served.apply_deltas() == 3
+    anew = ExportedModel.load(tmp_path / "anew")
+    assert np.array_equal(served.predict_raw(rows), anew.predict_raw(rows))
+
+
+def test_rows_of_narrow_tables(narrow, run, tmp_path):
+    folder = tmp_path / "model"
+    config = {**run.config, "model": to_tree(narrow.config)}
+    further = msgspec.structs.replace(run, config=config)
+    export(narrow, ExportOptions(name="ctr"), folder)
+    change(narrow.model, [0, 2], count=3)
+    paths = write_fresh_rows(folder, further, narrow.model)
+    assert [read_delta(path).rows.shape for path in paths] == [(2, 2), (2, 1), (2, 4)]
+    assert write_fresh_rows(folder, further, narrow.model) == []
+    served = ExportedModel.load(folder)
+    served.apply_deltas()
+    export(narrow, ExportOptions(name="ctr"), tmp_path / "anew")
+    rows = served.warmup_rows()
     anew = ExportedModel.load(tmp_path / "anew")
     assert np.array_equal(served.predict_raw(rows), anew.predict_raw(rows))
 

@@ -1,5 +1,6 @@
 """Compiled programs: the model's logits, and words where they cannot be had."""
 
+import dataclasses
 import shutil
 
 import msgspec
@@ -13,6 +14,8 @@ from fastdlrm.export import programs
 from fastdlrm.export.model import ExportedModel
 from fastdlrm.export.programs import load_program, require_machine
 from fastdlrm.export.write import ExportOptions, export
+from fastdlrm.model.build import build_dlrm
+from fastdlrm.model.compression_config import CompressionConfig, HashCompression
 from tests.training import DIM, FEATURES, NUM_DENSE, make_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's exporters warn of themselves
@@ -46,6 +49,21 @@ def check(source, splits, folder, kind):
 @pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")
 def test_onnx(source, splits, tmp_path):
     check(source, splits, tmp_path / "model", "onnx")
+
+
+@pytest.mark.skipif(not has_onnx(), reason="needs the extra `onnx`")
+def test_compressed_and_narrow_tables(source, splits, tmp_path):
+    """A program gets the vectors that the model's own head does."""
+    first, second, *_ = source.model.tables.num_embeddings
+    config = msgspec.structs.replace(
+        source.config,
+        table_dims={first: 2},
+        table_projection=True,
+        compression=CompressionConfig(tables={second: HashCompression(num_rows=5)}),
+    )
+    model = build_dlrm(config, source.schema, source.encoding, seed=1)
+    held = dataclasses.replace(source, config=config, model=model)
+    check(held, splits, tmp_path / "model", "onnx")
 
 
 COMPILED = [

@@ -12,16 +12,19 @@ from fastdlrm.export import tables as module
 from fastdlrm.export.tables import (
     EmbeddingTables,
     QuantizedTables,
-    map_stack,
+    map_stacks,
+    plain_rows,
     replace_rows,
     row_bytes,
+    stored_rows,
     stored_tables,
     table_dtype,
-    table_starts,
+    tables_bytes,
     write_tables,
 )
 from fastdlrm.kernels.quantized_lookup import dequantize_rows, quantize_rows
 from fastdlrm.model import embedding
+from fastdlrm.model.mixed_tables import MixedTables
 from tests import oracles
 
 SIZES = {"user": 4, "item": 6}
@@ -153,6 +156,66 @@ def test_rows_are_replaced_in_this_mapping_alone(tmp_path, dtype: TableDtype) ->
     assert table_dtype(tables) == dtype
 
 
+def mixed(path, dtype: TableDtype, narrow: int) -> tuple[dict[str, Tensor], MixedTables]:
+    """Table user is narrow, and lies behind item in the file; what is written, and what is read."""
+    dims = {"user": narrow, "item": DIM}
+    generator = torch.Generator().manual_seed(1)
+    written = {t: torch.randn(SIZES[t], dims[t], generator=generator) for t in SIZES}
+    write_tables(path, written, dtype)
+    tables = stored_tables(path, SIZES, FEATURES, dim=DIM, dims=dims, dtype=dtype, pooling="sum")
+    assert isinstance(tables, MixedTables)
+    return written, tables
+
+
+@pytest.mark.parametrize(
+    ("dtype", "narrow"), [("fp32", 1), ("bf16", 3), ("int8", 1), ("int8", 3), ("int4", 2)]
+)
+def test_tables_of_several_widths(tmp_path, dtype: TableDtype, narrow: int) -> None:
+    path = tmp_path / "tables.bin"
+    written, tables = mixed(path, dtype, narrow)
+    num_bytes = 4 * row_bytes(dtype, narrow) + 6 * row_bytes(dtype, DIM)
+    assert path.stat().st_size == tables_bytes(written, dtype) == num_bytes
+    state = tables.state_tensors()
+    kept = {t: plain_rows(state[t], dtype) for t in SIZES}
+    assert list(state) == list(SIZES)
+    for name, rows in written.items():
+        # half a step of int4 over 15 steps of a range; of int8 over 127 of a largest number
+        bound = {"fp32": 0, "bf16": 2**-8, "int8": 0.5 / 126, "int4": 1 / 14}[dtype]
+        assert (kept[name] - rows).abs().max() <= bound * rows.abs().max()
+    for batch in (single_batch(), jagged_batch(True)):
+        found = tables(batch, torch.float32)
+        assert found.shape == (2, 3, DIM)
+        assert not found[:, 1, narrow:].any()
+        weights = batch.weights if batch.weights is not None else torch.ones(len(batch.ids))
+        at = torch.repeat_interleave(torch.arange(6), batch.offsets().diff())
+        for f, name in enumerate(FEATURES):
+            width = kept[name].shape[1]
+            expected = torch.zeros(6, width)
+            own = at // 2 == f
+            vectors = kept[name][batch.ids[own].long()] * weights[own, None]
+            expected.index_add_(0, at[own], vectors)
+            expected = expected.view(3, 2, width)[f]
+            # plain rows are pooled in their own type
+            rtol = 2**-7 if dtype == "bf16" else 1e-5
+            torch.testing.assert_close(found[:, f, :width], expected, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_rows_of_a_narrow_table_are_replaced(tmp_path, dtype: TableDtype) -> None:
+    _, tables = mixed(tmp_path / "tables.bin", dtype, 2)
+    fresh = torch.ones(1, 2)
+    before = {name: rows.clone() for name, rows in tables.state_tensors().items()}
+    replace_rows(tables, "user", torch.tensor([3]), fresh)
+    after = tables.state_tensors()
+    assert torch.equal(after["item"], before["item"])
+    assert torch.equal(after["user"][:3], before["user"][:3])
+    assert torch.equal(after["user"][3:], stored_rows(fresh, dtype))
+    with pytest.raises(ExportError, match=r"shape \(1, 6\) for 1 ids; one row of 2 numbers"):
+        replace_rows(tables, "user", torch.tensor([3]), torch.ones(1, DIM))
+    with pytest.raises(ExportError, match=r"no table 'nope'; user, item are there"):
+        replace_rows(tables, "nope", torch.tensor([3]), fresh)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_rows_that_do_not_fit_are_refused(tmp_path, dtype: TableDtype) -> None:
     tables = stored(tmp_path / "tables.bin", dtype)
@@ -200,9 +263,11 @@ def test_a_file_of_another_size_is_refused(tmp_path) -> None:
     path = tmp_path / "tables.bin"
     write_tables(path, trained().state_tensors(), "int8")
     with pytest.raises(ExportError, match=r"80 bytes, 11 rows of 6 int8 numbers take 88"):
-        map_stack(path, 11, DIM, "int8")
+        map_stacks(path, [(11, DIM)], "int8")
     with pytest.raises(ExportError, match=r"0 bytes, 10 rows of 6 fp32 numbers take 240"):
-        map_stack(tmp_path / "missing", 10, DIM, "fp32")
+        map_stacks(tmp_path / "missing", [(10, DIM)], "fp32")
+    with pytest.raises(ExportError, match=r"80 bytes, 4 rows of 6 and 6 rows of 2 int8 numbers"):
+        map_stacks(path, [(4, 6), (6, 2)], "int8")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -223,7 +288,6 @@ def test_quantised_tables_are_not_drawn(tmp_path) -> None:
 
 def test_tables_are_views_of_the_stack(tmp_path) -> None:
     tables = stored(tmp_path / "tables.bin", "int8")
-    assert table_starts(SIZES) == {"user": 0, "item": 4}
     state = tables.state_tensors()
     assert {name: len(rows) for name, rows in state.items()} == SIZES
     assert state["item"].data_ptr() == tables.weight[4:].data_ptr()

@@ -66,6 +66,51 @@ def test_table_sizes_come_from_the_encoding() -> None:
     assert build(2, 3).tables.num_embeddings == {"t0": 10, "t1": 11, "t2": 12}
 
 
+def test_narrow_tables_are_drawn_in_the_order_of_all() -> None:
+    model = build(2, 3, table_dims={"t0": 1, "t2": 1})
+    tables = model.tables.state_tensors()
+    assert {name: tuple(t.shape) for name, t in tables.items()} == {
+        "t0": (10, 1),
+        "t1": (11, 4),
+        "t2": (12, 1),
+    }
+    generator = torch.Generator().manual_seed(0)
+    for table in tables.values():
+        bound = (1 / len(table)) ** 0.5
+        drawn = torch.empty(table.shape).uniform_(-bound, bound, generator=generator)
+        assert torch.equal(table, drawn)
+    assert list(model.state_tensors())[-3:] == ["tables.t0", "tables.t1", "tables.t2"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_narrow_vectors_are_zero_beyond_their_width(dtype: torch.dtype | None) -> None:
+    model = build(2, 3, table_dims={"t1": 3})
+    ids = torch.tensor([1, 2, 3, 4, 5, 6], dtype=torch.int32)
+    sparse = SparseBatch(ids=ids, lengths=None, weights=None, num_features=3)
+    pooled, tables = model.tables(sparse, dtype), model.tables.state_tensors()
+    assert pooled.dtype == (dtype or torch.float32)
+    assert torch.equal(pooled[:, 0], tables["t0"][[1, 2]].to(pooled.dtype))
+    assert torch.equal(pooled[:, 1, :3], tables["t1"][[3, 4]].to(pooled.dtype))
+    assert torch.equal(pooled[:, 2], tables["t2"][[5, 6]].to(pooled.dtype))
+    assert not pooled[:, 1, 3:].any()
+
+
+def test_all_tables_may_be_narrow() -> None:
+    model = build(2, 2, table_dims={"t0": 3, "t1": 3})
+    ids = torch.zeros(2, dtype=torch.int32)
+    pooled = model.tables(SparseBatch(ids=ids, lengths=None, weights=None, num_features=2))
+    assert pooled.shape == (1, 2, 4)
+    assert not pooled[:, :, 3:].any()
+
+
+def test_table_dims_fit_the_tables() -> None:
+    for dim in (0, 5):
+        with pytest.raises(ConfigError, match=rf"table_dims.t0 is {dim}; 1 .. embedding_dim \(4\)"):
+            build(2, 2, table_dims={"t0": dim})
+    with pytest.raises(ConfigError, match=r"table_dims.x: no such table; the dataset has t0, t1"):
+        build(2, 2, table_dims={"x": 2})
+
+
 def test_options_reach_the_layers() -> None:
     names = [type(m).__name__ for m in build(2, 3, norm="layer", dropout=0.5).top_mlp]
     assert names == ["Linear", "LayerNorm", "ReLU", "Dropout", "Linear"]
@@ -128,6 +173,25 @@ def test_a_seed_is_a_model() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.tables.weight, other.tables.weight)
+
+
+def test_tables_are_pooled_as_the_config_says() -> None:
+    # bags of one table each: ids 1, 1 and 2, 2, then 3, 3
+    sparse = SparseBatch(
+        ids=torch.tensor([1, 1, 2, 2, 3, 3], dtype=torch.int32),
+        lengths=torch.tensor([2, 2, 2], dtype=torch.int32),
+        weights=None,
+        num_features=3,
+    )
+    tables = build(2, 3, pooling="mean", table_pooling={"t1": "sum", "t2": "mean"}).tables
+    expected = [tables.table("t0")[1], 2 * tables.table("t1")[2], tables.table("t2")[3]]
+    torch.testing.assert_close(tables(sparse)[0].detach(), torch.stack(expected))
+
+
+def test_pooling_of_no_table() -> None:
+    message = "model.table_pooling.tea: no such table; the dataset has t0, t1, t2"
+    with pytest.raises(ConfigError, match=message):
+        build(2, 3, table_pooling={"t1": "sum", "tea": "mean"})
 
 
 def test_dense_features_need_a_bottom_mlp() -> None:

@@ -59,6 +59,7 @@ MADE = {
     "hash": lambda n: hashed("t", n, n // 2, 3),
     "add": lambda n: quotient_remainder("t", n, 40, "add"),
     "mult": lambda n: quotient_remainder("t", n, 40, "mult"),
+    "concat": lambda n: quotient_remainder("t", n, 40, "concat"),
 }
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdlrm.batch import SparseBatch
 from fastdlrm.model.compressed import CompressedTables
-from tests.compression import KINDS, make_compressed, materialised
+from tests.compression import KINDS, gradients, make_compressed, materialised
 from tests.training import DIM, FEATURES, TABLES, bags, single_ids
 
 BATCHES = {
@@ -62,19 +62,18 @@ def test_as_the_whole_tables(kind: str, batch: str, pooling: str) -> None:
     grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(4))
     expected.backward(grad)
     found.backward(grad)
-    by_autograd = tables.tables.weight.grad
+    by_autograd = {name: grad.clone() for name, grad in gradients(tables).items()}
     compression = tables.compression
     lowered = compression.lower(sparse)
     with torch.no_grad():
         vectors = tables.tables(lowered.sparse)
         of_vectors = compression.backward(grad, vectors, lowered)
-    tables.tables.weight.grad = None
+    tables.zero_grad()
     tables.tables(lowered.sparse).backward(of_vectors)
     for name, leaf in state.items():
         of_table = leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-        for ours in (by_autograd, tables.tables.weight.grad):
-            mine = tables.tables.of_table(name, ours)
-            torch.testing.assert_close(mine, of_table, atol=1e-4, rtol=1e-4, msg=name)
+        for ours in (by_autograd, gradients(tables)):
+            torch.testing.assert_close(ours[name], of_table, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_products_are_taken_id_by_id() -> None:

@@ -62,7 +62,7 @@ def test_logits_match_the_oracle(interaction: str, num_dense: int) -> None:
     )
 
 
-@pytest.mark.parametrize("interaction", ["dot", "cat", "cross", "projection"])
+@pytest.mark.parametrize("interaction", ["dot", "cat", "cross", "projection", "fm", "dcn"])
 def test_gradients_match_differences_of_the_oracle(interaction: str) -> None:
     model = make_model(interaction).double()
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ SIZES = {"user": 4, "item": 6}
 FEATURES = ["item", "user", "item"]  # two features share a table; stack order is SIZES'
 
 
-def make_tables(pooling: str = "sum") -> EmbeddingTables:
+def make_tables(pooling: str | dict[str, str] = "sum") -> EmbeddingTables:
     tables = EmbeddingTables(SIZES, FEATURES, embedding_dim=3, pooling=pooling)
     tables.initialise("reference", torch.Generator().manual_seed(1))
     return tables
@@ -50,9 +50,9 @@ def test_rows_of_a_large_stack_are_int64(monkeypatch: pytest.MonkeyPatch) -> Non
     assert make_tables().rows(single_batch()).dtype == torch.int64
 
 
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("pooling", ["sum", "mean", {"user": "mean", "item": "sum"}])
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_bags_match_separate_tables(pooling: str, is_weighted: bool) -> None:
+def test_bags_match_separate_tables(pooling: str | dict[str, str], is_weighted: bool) -> None:
     tables, batch = make_tables(pooling), jagged_batch(is_weighted)
     bags = [[[5, 0], []], [[3], [1, 1]], [[2], [4, 5, 0]]]
     weights = [[[1, 2], []], [[3], [4, 5]], [[6], [7, 8, 9]]]
@@ -60,9 +60,8 @@ def test_bags_match_separate_tables(pooling: str, is_weighted: bool) -> None:
     assert found.shape == (2, 3, 3)
     for f, name in enumerate(FEATURES):
         table = tables.table(name).double().numpy()
-        expected = oracles.pooled_lookup(
-            table, bags[f], weights[f] if is_weighted else None, pooling
-        )
+        rule = pooling if isinstance(pooling, str) else pooling[name]
+        expected = oracles.pooled_lookup(table, bags[f], weights[f] if is_weighted else None, rule)
         np.testing.assert_allclose(found[:, f].detach(), expected, rtol=1e-5)
 
 
@@ -78,6 +77,40 @@ def test_forward_is_differentiable() -> None:
     tables(single_batch())[:, 1].sum().backward()  # ids 3 and 1 of table user: rows 3 and 1
     assert tables.weight.grad is not None
     assert tables.weight.grad.sum(1).tolist() == [0, 3, 0, 3, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rounding"), [(torch.float32, 0), (torch.bfloat16, 2**-8), (torch.float16, 2**-11)]
+)
+def test_pooling_weights_are_folded_into_their_rows(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rounding: float
+) -> None:
+    monkeypatch.setattr(embedding, "FOLDED_ROWS", 4)  # of 10 rows
+    tables = EmbeddingTables(SIZES, FEATURES, embedding_dim=3, dtype=dtype)
+    tables.initialise("normal", torch.Generator().manual_seed(0), 1.0)
+    tables.learn_weights()
+    assert tables.pooling_weight is not None
+    assert tables.pooling_weight.tolist() == [1] * 10
+    with torch.no_grad():
+        tables.pooling_weight.copy_(torch.linspace(-1, 2, 10))
+    assert {name: part.shape for name, part in tables.pooling_weights().items()} == {
+        "user": (4,),
+        "item": (6,),
+    }
+    pooled = tables(jagged_batch(True), torch.float32).detach()
+    exact = tables.weight.detach().float() * tables.pooling_weight.detach().unsqueeze(1)
+    tables.fold_weights()
+    assert tables.pooling_weights() == {}
+    found = tables.weight.detach()
+    assert found.dtype == dtype
+    assert torch.equal(found, exact.to(dtype))
+    torch.testing.assert_close(found.float(), exact, rtol=rounding, atol=2**-24)
+    folded = tables(jagged_batch(True), torch.float32).detach()
+    # weights of up to 9 on 3 numbers of about 1
+    torch.testing.assert_close(folded, pooled, rtol=1e-5, atol=1e-5 + 100 * rounding)
+    before = found.clone()
+    tables.fold_weights()
+    assert torch.equal(tables.weight.detach(), before)
 
 
 def test_no_features() -> None:

@@ -1,7 +1,11 @@
 """Which tables are compressed: thresholds, names, sizes, refusals."""
 
+import tomllib
+
+import msgspec
 import pytest
 
+from fastdlrm.config import from_tree
 from fastdlrm.errors import ConfigError
 from fastdlrm.model.build import require_fit
 from fastdlrm.model.compression_config import (
@@ -12,15 +16,16 @@ from fastdlrm.model.compression_config import (
 )
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.model.layout import Layout, layout_of
+from tests.builders import ROOT
 from tests.unit.model.test_build import make_encoding, make_schema
 
 QUARTERS = QuotientRemainder(num_collisions=4)
 
 
-def model(**compression: object) -> ModelConfig:
+def model(embedding_dim: int = 4, **compression: object) -> ModelConfig:
     return ModelConfig(
-        embedding_dim=4,
-        bottom_mlp=(4,),
+        embedding_dim=embedding_dim,
+        bottom_mlp=(embedding_dim,),
         top_mlp=(),
         compression=CompressionConfig(**compression),
     )
@@ -82,8 +87,39 @@ def test_refusals() -> None:
         CompressionConfig(threshold_rows=-1)
 
 
+def test_a_table_is_narrow_or_compressed() -> None:
+    schema = make_schema(1, 3)
+    config = msgspec.structs.replace(model(tables={"t2": QUARTERS}), table_dims={"t0": 3, "t1": 1})
+    found = layout_of(config, schema, make_encoding(schema))
+    assert found.dims == {"t0": 3, "t1": 1, "t2.quotient": 4, "t2.remainder": 4}
+    assert found.num_numbers == 10 * 3 + 11 * 1 + 3 * 4 + 4 * 4
+    config = msgspec.structs.replace(config, table_dims={"t2": 2})
+    with pytest.raises(ConfigError, match=r"table_dims.t2: that table is compressed by .* set one"):
+        layout_of(config, schema, make_encoding(schema))
+
+
+def test_halves_are_half_as_wide() -> None:
+    """Beside tables below the threshold, as plain ones."""
+    found = layout(default=QuotientRemainder(operation="concat"), threshold_rows=11)
+    assert found.dims == {"t0": 4, "t1": 4, "t2.quotient": 2, "t2.remainder": 2}
+    assert found.num_numbers == (10 + 11) * 4 + (3 + 4) * 2
+    schema = make_schema(1, 3)
+    odd = model(tables={"t1": QuotientRemainder(operation="concat")}, embedding_dim=3)
+    with pytest.raises(ConfigError, match=r"'t1' is 'concat' of 2 pieces with embedding_dim 3"):
+        layout_of(odd, schema, make_encoding(schema))
+
+
 def test_names_must_not_meet() -> None:
     schema = make_schema(1, 2, names=("t", "t.hash"))
     config = model(tables={"t": HashCompression(num_rows=5)})
     with pytest.raises(ConfigError, match=r"'t' would lie in 't.hash', which is another table's"):
         layout_of(config, schema, make_encoding(schema))
+
+
+def test_the_guide_shows_what_is_allowed() -> None:
+    text = (ROOT / "docs" / "guides" / "compression.md").read_text()
+    tree = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
+    found = from_tree(tree["model"]["compression"], CompressionConfig, "guide")
+    assert found.default == QuotientRemainder(operation="mult", num_collisions=4)
+    assert found.tables["C3"] == HashCompression(num_rows=100_000, num_hashes=2)
+    assert found.tables["C7"] == NoCompression()

@@ -50,6 +50,18 @@ def test_a_whole_table() -> None:
     assert {kind: load[1, kind] for kind in Load} == pytest.approx(expected)
 
 
+def test_a_narrow_table_travels_apart_and_shares_no_sums() -> None:
+    changes = {"sparse_optimizer": "rowwise_adagrad", "table_dims": {"b": 3}}
+    of = CostModel(workload(**changes), MACHINE, 2)
+    for plan, rows in ((table_wise(4, 3, 1), 4), (row_wise(4, 3, [0, 1]), 2)):
+        load = of.load("b", plan)[1]
+        assert load[Load.TABLE_BYTES] == rows * 3 * 4
+        assert load[Load.STATE_BYTES] == rows * 4
+        assert load[Load.COLUMNS] == 3
+        assert load[Load.SHARED_NUMBERS] == 0
+        assert load[Load.CUT] == 1
+
+
 def test_rows_are_shared_and_vectors_are_not() -> None:
     """Each owner sends whole vectors and reads the rows it has."""
     load = model().load("a", row_wise(8, 4, [1, 0]))
@@ -99,6 +111,19 @@ def test_columns_are_shared() -> None:
     assert parts["vectors"] == pytest.approx(2 * 2 * 4 / 2 + 5 + 5)
     assert not model().load("a", column_wise(8, 4, [0, 1]))[:, Load.SHARED_NUMBERS].any()
     assert not of.load("a", column_wise(8, 4, [0]))[:, Load.SHARED_NUMBERS].any()
+
+
+@pytest.mark.parametrize(("optimizer", "num_shared"), [("adagrad", 1), ("rowwise_adagrad", 2)])
+def test_a_pooling_weight_lies_beside_each_part_of_its_row(optimizer: str, num_shared: int) -> None:
+    of = CostModel(workload(sparse_optimizer=optimizer, learns_weights=True), MACHINE, 2)
+    load = of.load("b", column_wise(4, 4, [1, 0]))
+    for rank in (0, 1):
+        # 4 rows of 2 numbers and a weight; their state likewise, rowwise one number of each
+        assert load[rank, Load.TABLE_BYTES] == 4 * (8 + 4)
+        state = 8 + 4 if optimizer == "adagrad" else 4 + 4
+        assert load[rank, Load.STATE_BYTES] == 4 * state
+        # a part of the weight's gradient, and under rowwise_adagrad of the row's norm
+        assert load[rank, Load.SHARED_NUMBERS] == pytest.approx(num_shared * SEEN_B)
 
 
 def test_a_copy_on_each_rank() -> None:
@@ -267,19 +292,21 @@ def test_loads_of_all_kinds_add_up() -> None:
 
 
 def test_steps_that_no_graph_holds_take_the_host_its_time() -> None:
-    """Bags, columns under rowwise_adagrad, copies under adam: a size in the step is not known."""
+    """Bags, cut rows of rowwise_adagrad, copies of adam, learned weights: a size is not known."""
     single = (Feature(table="a"), Feature(table="b"))
     slow = machine(eager_us=5.0)
     whole, cut, copied = table_wise(8, 4, 0), column_wise(8, 4, [0, 1]), data_parallel()
-    for features, rule, plan, is_captured in (
-        (single, "rowwise_adagrad", whole, True),
-        (WORKLOAD.features, "rowwise_adagrad", whole, False),
-        (single, "rowwise_adagrad", cut, False),
-        (single, "sgd", cut, True),
-        (single, "adam", copied, False),
-        (single, "adagrad", copied, True),
+    for features, rule, plan, learns_weights, is_captured in (
+        (single, "rowwise_adagrad", whole, False, True),
+        (WORKLOAD.features, "rowwise_adagrad", whole, False, False),
+        (single, "rowwise_adagrad", cut, False, False),
+        (single, "sgd", cut, False, True),
+        (single, "sgd", whole, True, False),
+        (single, "adam", copied, False, False),
+        (single, "adagrad", copied, False, True),
     ):
-        of = CostModel(workload(features=features, sparse_optimizer=rule), slow, 2)
+        work = workload(features=features, sparse_optimizer=rule, learns_weights=learns_weights)
+        of = CostModel(work, slow, 2)
         step = of.step_ns(of.load("a", plan) + of.load("b", table_wise(4, 4, 1)))
         assert (step.max() < 5000) == is_captured
 

@@ -75,6 +75,25 @@ def test_tables_are_dealt_out_in_turn() -> None:
     plan.require_fit({"a": 10, "b": 3, "c": 5}, 8, 2)
 
 
+def test_narrow_tables() -> None:
+    """a is 5 columns wide of 8, b is not."""
+    narrow = {"a": 5}
+
+    def narrow_plan(a: TablePlan) -> ShardingPlan:
+        return msgspec.structs.replace(plan_of(a), table_dims=narrow)
+
+    for table in (table_wise(10, 5, 1), row_wise(10, 5, [0, 1]), column_wise(10, 5, [1, 0])):
+        plan = narrow_plan(table)
+        plan.require_fit(ROWS, 8, 4, narrow)
+        assert (plan.dim_of("a"), plan.dim_of("b")) == (5, 8)
+    with pytest.raises(PlanError, match=r"not the whole of 10 rows x 5 columns"):
+        narrow_plan(table_wise(10, 8, 1)).require_fit(ROWS, 8, 4, narrow)
+    with pytest.raises(PlanError, match=r"table_dims \{'a': 5\}, the model's are \{\}; make a"):
+        narrow_plan(table_wise(10, 5, 1)).require_fit(ROWS, 8, 4)
+    with pytest.raises(PlanError, match=r"'a', data_parallel: it has 5 of 8 columns, and only"):
+        narrow_plan(data_parallel()).require_fit(ROWS, 8, 4, narrow)
+
+
 def test_another_number_of_ranks() -> None:
     with pytest.raises(PlanError, match=r"made for 4 ranks, this run has 2; make one with"):
         plan_of(data_parallel()).require_fit(ROWS, 8, 2)

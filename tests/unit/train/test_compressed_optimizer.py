@@ -1,5 +1,6 @@
 """Training of compressed tables against autograd through the whole tables they stand for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from tests.training import (
 )
 
 KINDS = {"a": "mult", "b": "hash"}
+HALVES = {"a": "concat", "b": "plain"}
 PLAIN_SGD = {
     "dense_optimizer": DenseOptimizerConfig(name="sgd", learning_rate=0.05),
     "sparse_optimizer": SparseOptimizerConfig(name="sgd", learning_rate=0.05),
@@ -40,8 +42,10 @@ KEYS = (
 )
 
 
-def compressed_model(pooling: str = "sum", **changes: object) -> DLRM:
-    tables, _ = make_compressed(TABLES, FEATURES, KINDS, DIM, pooling)
+def compressed_model(
+    pooling: str = "sum", kinds: Mapping[str, str] = KINDS, **changes: object
+) -> DLRM:
+    tables, _ = make_compressed(TABLES, FEATURES, kinds, DIM, pooling)
     return make_model(tables=tables, **changes)
 
 
@@ -51,10 +55,11 @@ def batches(kind: str) -> list[Batch]:
     return [bags(k, is_weighted=kind == "weighted") for k in range(3)]
 
 
-def trained_by_autograd(model: DLRM, given: list[Batch]) -> dict[str, Tensor]:
+def trained_by_autograd(
+    model: DLRM, given: list[Batch], pooling: str, kinds: Mapping[str, str]
+) -> dict[str, Tensor]:
     """Plain SGD on what lies in memory and on all weights; the tables' end."""
-    _, made = make_compressed(TABLES, FEATURES, KINDS, DIM)
-    pooling = model.tables.tables.pooling
+    _, made = make_compressed(TABLES, FEATURES, kinds, DIM)
     state = {n: x.clone().requires_grad_() for n, x in model.tables.state_tensors().items()}
     dense = model.dense_parameters()
     for k, batch in enumerate(given):
@@ -81,13 +86,16 @@ def trained_by_autograd(model: DLRM, given: list[Batch]) -> dict[str, Tensor]:
     return {name: x.detach() for name, x in state.items()}
 
 
+@pytest.mark.parametrize("kinds", [KINDS, HALVES])
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 @pytest.mark.parametrize("kind", ["single", "bags", "weighted"])
-def test_steps_are_those_of_autograd(kind: str, pooling: str, parts: int) -> None:
+def test_steps_are_those_of_autograd(
+    kind: str, pooling: str, parts: int, kinds: Mapping[str, str]
+) -> None:
     given = batches(kind)
-    expected = trained_by_autograd(compressed_model(pooling), given)
-    model = compressed_model(pooling)
+    expected = trained_by_autograd(compressed_model(pooling, kinds), given, pooling, kinds)
+    model = compressed_model(pooling, kinds)
     step = TrainStep(model, make_config(**PLAIN_SGD, gradient_accumulation_steps=parts))
     take(step, given)
     for name, table in model.tables.state_tensors().items():

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[Callable[[int], Batch], dict[str, object], dict[str, obje
     "weighted bags": (partial(bags, is_weighted=True), {}, ADAGRAD),
     "mean": (bags, {"pooling": "mean"}, ADAGRAD),
     "weighted mean": (partial(bags, is_weighted=True), {"pooling": "mean"}, ADAGRAD),
+    "sums and means": (bags, {"pooling": "mixed"}, ADAGRAD),
     "cat": (single_ids, {"interaction": "cat"}, ADAGRAD),
     "cat of bags": (bags, {"interaction": "cat"}, ADAGRAD),
     "diagonal": (single_ids, {"interaction": "dot_self"}, ADAGRAD),

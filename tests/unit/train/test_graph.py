@@ -110,7 +110,7 @@ def bags_of_fixed_sizes(seed: int, is_weighted: bool) -> Batch:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("pooling", ["sum", "mean"])
+@pytest.mark.parametrize("pooling", ["sum", "mean", "mixed"])
 @pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("interaction", ["dot", "cross"])
 def test_the_graph_takes_bags_of_fixed_sizes(

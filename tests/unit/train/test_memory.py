@@ -45,6 +45,48 @@ def test_tables_and_their_state_by_hand(dataset: Dataset) -> None:
     assert half["tables' optimizer host"] == rows * 4
 
 
+def test_narrow_tables_take_what_their_columns_take(dataset: Dataset) -> None:
+    sizes = {n: t.num_embeddings for n, t in dataset.manifest.encoding.tables.items()}
+    name = next(iter(sizes))
+    rows, dim = num_rows(dataset), tiny_recipe().model.embedding_dim
+    numbers = rows * dim - sizes[name] * (dim - 1)
+    adam = plan(dataset, f"model.table_dims={{{name}=1}}", "train.sparse_optimizer.name='adam'")
+    assert adam["tables host"] == numbers * 4
+    assert adam["tables' optimizer host"] == 2 * numbers * 4
+    of_rows = plan(
+        dataset, f"model.table_dims={{{name}=1}}", "train.sparse_optimizer.name='rowwise_adagrad'"
+    )
+    assert of_rows["tables' optimizer host"] == rows * 4
+
+
+def test_projections_are_counted(dataset: Dataset) -> None:
+    first, second, *_ = (table.name for table in dataset.schema.tables)
+    keys = (f"model.table_dims={{{first}=1, {second}=3}}", "train.dense_optimizer.name='sgd'")
+    padded = plan(dataset, *keys)
+    projected = plan(dataset, *keys, "model.table_projection=true")
+    grown = {name for name, size in projected.items() if size > padded[name]}
+    assert grown == {"MLPs and their optimizer host", "activations host"}
+    # matrices 4 x 1 and 4 x 3: number and gradient, 4 bytes each
+    name = "MLPs and their optimizer host"
+    assert projected[name] - padded[name] == (4 + 12) * 8
+
+
+def test_pooling_weights_by_hand(dataset: Dataset) -> None:
+    rows, dim = num_rows(dataset), tiny_recipe().model.embedding_dim
+    learned = "model.weighted_pooling='learned'"
+    full = plan(dataset, learned, "train.sparse_optimizer.name='adam'")
+    assert full["tables host"] == rows * (dim + 1) * 4
+    assert full["tables' optimizer host"] == 2 * rows * (dim + 1) * 4
+    half = plan(
+        dataset,
+        learned,
+        "train.sparse_optimizer.name='rowwise_adagrad'",
+        "train.table_dtype='bf16'",
+    )
+    assert half["tables host"] == rows * (dim * 2 + 4)
+    assert half["tables' optimizer host"] == rows * (4 + 4)
+
+
 def test_placement_moves_the_tables(dataset: Dataset) -> None:
     gpu = torch.device("cuda")
     assert "tables GPU" in plan(dataset, device=gpu)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from fastdlrm.train.config import DenseOptimizerConfig, SparseOptimizerConfig
 from fastdlrm.train.dense_optimizer import DenseOptimizer
 from fastdlrm.train.loss import bce
 from fastdlrm.train.sparse_optimizer import SparseOptimizer
+from tests import oracles
 from tests.training import restore
 
 DIM = 4
@@ -79,6 +81,31 @@ def test_matches_torch_on_the_dense_gradient(
         other.weight.grad = table_gradient(other, batch, upstream)
         reference.step()
     torch.testing.assert_close(tables.weight, other.weight)
+
+
+@pytest.mark.parametrize("layout", ["single", "bags", "weighted"])
+def test_the_gradient_of_tables_that_differ_in_pooling(layout: str) -> None:
+    rules = {"a": "mean", "b": "sum"}
+    tables = EmbeddingTables({"a": 9, "b": 5}, ["a", "b", "a"], embedding_dim=DIM, pooling=rules)
+    batch, B = make_batch(6, layout), 6
+    upstream = torch.randn(B, 3, DIM, generator=torch.Generator().manual_seed(2))
+    optimizer = SparseOptimizer(sparse_config("sgd"), tables)
+    optimizer.accumulate(batch.sparse, upstream)
+    expected = np.zeros((14, DIM))
+    sizes = (torch.ones(3 * B) if layout == "single" else batch.sparse.lengths).int().tolist()
+    ids, weights = batch.sparse.ids.split(sizes), [None] * 3 * B
+    if layout == "weighted":
+        weights = [part.tolist() for part in batch.sparse.weights.split(sizes)]
+    for f, (table, start) in enumerate((("a", 0), ("b", 9), ("a", 0))):
+        bags = [(start + part).tolist() for part in ids[f * B : (f + 1) * B]]
+        of_bags = weights[f * B : (f + 1) * B] if layout == "weighted" else None
+        grads = oracles.row_gradient(upstream[:, f].double().numpy(), bags, of_bags, rules[table])
+        for row, grad in grads.items():
+            expected[row] += grad
+    found = np.zeros((14, DIM))
+    gradient = optimizer.gradient()
+    found[gradient.rows] = gradient.values
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_adam_matches_torch_sparse_adam() -> None:

@@ -125,3 +125,19 @@ def test_batch_norm_takes_a_last_batch_of_one_row(dataset, tmp_path):
     num_rows = dataset.manifest.splits["train"].num_rows
     settings = ("model.norm='batch'", f"train.global_batch_size={num_rows - 1}")
     assert _train(tmp_path / "run", dataset, *settings).step == 2
+
+
+def test_an_evaluation_may_end_the_training(dataset, tmp_path):
+    told = []
+
+    def end_at_the_second(step, values):
+        told.append((step, values.auc))
+        return len(told) == 2
+
+    settings = ("train.evaluate_every_steps=9",)
+    result = _train(tmp_path / "run", dataset, *settings, on_evaluation=end_at_the_second)
+    assert (result.is_finished, result.step) == (False, 18)
+    seen = _validations(tmp_path / "run")
+    assert told == [(step, seen[step]["auc"]) for step in (9, 18)]
+    run = Run.resume(tmp_path / "run", tiny_recipe(*settings), dataset)
+    assert Trainer(run, dataset).train().is_finished

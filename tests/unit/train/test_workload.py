@@ -40,6 +40,17 @@ def test_sizes_are_the_datasets(dataset: Dataset) -> None:
     assert all(sum(f.shares) == pytest.approx(1) for f in found.features)
 
 
+def test_narrow_tables_and_their_projection(dataset: Dataset) -> None:
+    keys = ("model.table_dims={C1=1, C2=3, C5=4}", "model.table_projection=true")
+    plain, found = workload_of(tiny_recipe(), dataset), workload_of(tiny_recipe(*keys), dataset)
+    assert found.table_dims == {"C1": 1, "C2": 3}
+    assert [found.dim_of(table) for table in ("C1", "C2", "C5", "C6")] == [1, 3, 4, 4]
+    # matrices 4 x 1 and 4 x 3, one feature each
+    assert found.interaction.num_parameters - plain.interaction.num_parameters == 16
+    assert found.interaction.flop - plain.interaction.flop == 2 * 16
+    assert found.interaction.num_kept - plain.interaction.num_kept == 2 * 6 * 4
+
+
 def test_skew_is_that_of_the_rows(dataset: Dataset) -> None:
     """Fewer rows than are sampled: the shares are exact."""
     found = workload_of(tiny_recipe(), dataset).features[0]

@@ -1,0 +1,1 @@
+"""Optimizers, the train step and the loop."""
