@@ -307,6 +307,49 @@ def fed() -> str:
     return "\n".join(lines)
 
 
+WAYS = {
+    "plain": "a row for every id",
+    "hash-1": "`hash`, 1 function",
+    "hash-2": "`hash`, 2 functions",
+    "quotient_remainder-add": "`quotient_remainder`, `add`",
+    "quotient_remainder-mult": "`quotient_remainder`, `mult`",
+    "quotient_remainder-concat": "`quotient_remainder`, `concat`",
+}
+"""Of holding a table, as `bench_compression` calls them, the share left out."""
+
+
+def compression() -> str:
+    """Memory and test AUC of each way to compress tables, the same seeds for all."""
+    content = load("compression")
+    samples, seeds, rows = content["samples"], content["config"]["seeds"], content["config"]["rows"]
+    by_way: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_way.setdefault(sample["way"], []).append(sample)
+    plain = by_way["plain"]
+    lines = [
+        "| tables | one row in | rows | MiB | of plain | test AUC | beside plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for way, some in by_way.items():
+        name, _, share = (way, "", "") if way == "plain" else way.rpartition("-")
+        auc = [sample["auc"] for sample in some]
+        lost = [one - base["auc"] for one, base in zip(auc, plain, strict=True)]
+        size = some[0]["table_bytes"]
+        cells = [WAYS[name], share, f"{some[0]['table_rows']:,}", f"{size / 2**20:.2f}"]
+        cells += [f"{size / plain[0]['table_bytes']:.1%}", f"{statistics.mean(auc):.4f}"]
+        cells += ["" if way == "plain" else f"{statistics.mean(lost):+.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    spread = max(s["auc"] for s in plain) - min(s["auc"] for s in plain)
+    lines += [
+        "",
+        f"Means over {len(seeds)} seeds, whose AUC without compression differ by {spread:.4f}; "
+        f"{rows:,} generated rows, rare ids kept; tables above "
+        f"{content['config']['threshold_rows']} rows are compressed. The best AUC that any model "
+        f"can reach is {content['result']['best_auc']:.4f}. {where('compression')}",
+    ]
+    return "\n".join(lines)
+
+
 def precision() -> str:
     """AUC by precision."""
     lines = ["| data | bf16 - fp32 | bf16 with bf16 tables - fp32 |", "|---|---|---|"]
@@ -370,6 +413,7 @@ TABLES = {
         recipe_criteo_generated,
     ),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
+    ROOT / "docs" / "guides" / "compression.md": (compression,),
     ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines),
     ROOT / "docs" / "performance.md": (
         train_cuda,
