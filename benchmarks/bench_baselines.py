@@ -35,20 +35,22 @@ def settings(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """Keys of [model] by model, where they are not the preset's.
 
     Args:
-        model: The preset's, a DLRM; MLPs are as wide in the others.
+        model: The preset's; MLPs are as wide in the others.
     """
     linear = {"bottom_mlp": [model.embedding_dim], "bottom_relu": False, "top_mlp": []}
     deep = {"deep_mlp": list(model.top_mlp)}
     # weights and factors begin near 0, or those of rare ids would be noise in the logit
-    fm = {"interaction": "fm", **linear, "init": "normal", "embedding_std": 0.01}
+    no_cross = {"num_cross_layers": 0, "cross_rank": 0} if model.interaction == "cross" else {}
+    fm = {"interaction": "fm", **no_cross, **linear, "init": "normal", "embedding_std": 0.01}
+    vector = {"interaction": "cross_vector", **no_cross, "num_cross_layers": 6}
     return {
         "lr": {**fm, "embedding_dim": 1, "bottom_mlp": [1]},
         "fm": fm,
-        "mlp": {"interaction": "cat"},
+        "mlp": {"interaction": "cat", **no_cross},
         "deepfm": {**fm, **deep},
-        "dcn": {"interaction": "cross_vector", "num_cross_layers": 6, **linear, **deep},
+        "dcn": {**vector, **linear, **deep},
         "dcnv2": {"interaction": "cross", "num_cross_layers": 3, "cross_rank": 64},
-        "dlrm": {},
+        "dlrm": {} if model.interaction == "dot" else {"interaction": "dot", **no_cross},
     }
 
 
