@@ -276,7 +276,9 @@ def main() -> None:
         folder, inputs = Path(name), options.inputs
         config = {"preset": options.preset, "rows": options.generate}
         if options.generate:
-            log = generate(folder / "log", num_rows=options.generate, num_files=4, seed=7)
+            log = generate(
+                folder / "log", num_rows=options.generate, num_files=4, gzip=False, seed=7
+            )
             config["best_auc"] = log.auc
             inputs = [str(folder / "log" / "day_*")]
         bench = Bench(options.preset, expand_inputs(inputs), folder)
