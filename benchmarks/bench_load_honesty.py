@@ -134,10 +134,10 @@ def percentiles(scale: float) -> list[Row]:
 def stalls(_: float) -> list[Row]:
     """A server that stands still for 200 ms: all who arrive in it wait, the first one longest.
 
-    It does so 4 s after its first query, by which the generator tries the server: it sends by then.
+    It does so when its 200th query comes, after some 4 s.
     """
     service_s = 0.01
-    with stub_server(service_ms=10, stall_at_s=4.0, stall_ms=1e3 * STALL_S) as url:
+    with stub_server(service_ms=10, stall_at_query=200, stall_ms=1e3 * STALL_S) as url:
         plan = plan_of(url, rate=50.0, duration_s=7.0)
         with Crew(plan) as crew:
             samples, generator = crew.measure(plan)
@@ -168,11 +168,10 @@ def stalled_done(
         first_s: When the first one was done after the stall.
     """
     end = first_s - service_s
+    stalls = int(np.abs(times_s - (end - STALL_S)).argmin())  # the query that the server stalls at
     done, free_s = np.empty(len(times_s)), -np.inf
     for place, arrival in enumerate(times_s):
-        begin = max(arrival, free_s)
-        if begin < end and begin + service_s > end - STALL_S:
-            begin = end
+        begin = max(arrival, free_s, end if place >= stalls else arrival)
         done[place] = free_s = begin + service_s
     return done
 

@@ -31,8 +31,8 @@ class Behaviour(msgspec.Struct, forbid_unknown_fields=True):
     """And for each of its rows."""
     has_queue: bool = True
     """False: queries do not wait for each other."""
-    stall_at_s: float = -1.0
-    """After its first query the server stands still, so long: """
+    stall_at_query: int = 0
+    """When this query comes, counted from 1, the server stands still, so long: """
     stall_ms: float = 0.0
     max_queue: int = 10**9
     """Queries waiting above which one is refused with 503."""
@@ -57,7 +57,7 @@ class Server:
     def __init__(self, behaviour, loop):
         self.behaviour = behaviour
         self.free_at = 0.0
-        self.first_at = None
+        self.stalled_until = 0.0
         self.due = deque()
         self.delayed = []
         self.timer = Timer(loop, self.answer_due)
@@ -76,16 +76,13 @@ class Server:
             return connection.transport.abort()
         if b.silent_every and self.num_queries % b.silent_every == 0:
             return None
-        if self.first_at is None:
-            self.first_at = now
+        if self.num_queries == b.stall_at_query:
+            self.stalled_until = now + b.stall_ms / 1e3
         service_s = b.service_ms / 1e3 + rows * b.row_us / 1e6
         if b.has_queue:
             if len(self.due) > b.max_queue:
                 return connection.reply(503, b'{"error": "too much"}', "Retry-After: 1\r\n")
-            start = max(now, self.free_at)
-            stall = self.first_at + b.stall_at_s
-            if b.stall_at_s >= 0 and start < stall + b.stall_ms / 1e3 and start + service_s > stall:
-                start = stall + b.stall_ms / 1e3
+            start = max(now, self.free_at, self.stalled_until)
             self.free_at = start + service_s
             self.due.append((self.free_at, connection, rows))
             if len(self.due) == 1:

@@ -55,7 +55,7 @@ def test_flaw_2_our_latency_counts_from_the_schedule():
 def test_flaw_3_our_generator_is_not_held_up_by_the_server():
     """A server that stands still for half a second. The reference's generator, with room for four
     queries, sends four and stands still too; ours sends what was planned."""
-    stall = {"service_ms": 0.1, "stall_at_s": 1.0, "stall_ms": 500}
+    stall = {"service_ms": 0.1, "stall_at_query": 100, "stall_ms": 500}
     with stub_server(**stall) as url:
         options = msgspec.structs.replace(SHORT, queue=4, num_updates=40)
         reference = reference_search(plan_of(url), options)

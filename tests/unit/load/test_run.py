@@ -77,7 +77,7 @@ def test_a_stall_of_the_server_is_seen_by_all_who_arrive_in_it():
     200 ms, the middle one 100 ms. A generator that waits for answers, or for room in a queue,
     sends few of them and reports one slow query: coordinated omission."""
     with (
-        stub_server(service_ms=0.2, stall_at_s=1.0, stall_ms=200) as url,
+        stub_server(service_ms=0.2, stall_at_query=200, stall_ms=200) as url,
         Crew(plan := plan_of(url, arrivals="uniform", duration_s=2.5)) as crew,
     ):
         samples, _ = crew.measure(plan)
