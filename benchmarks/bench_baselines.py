@@ -21,7 +21,7 @@ from bench_accuracy import SEEDS, SHOWN, prepared
 from bench_precision import interval
 from results_file import write
 
-from fastdlrm.config import load_config
+from fastdlrm.config import load_config, to_tree
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.model.config import ModelConfig
 from fastdlrm.train.device import scoring_device
@@ -35,22 +35,27 @@ def settings(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """Keys of [model] by model, where they are not the preset's.
 
     Args:
-        model: The preset's; MLPs are as wide in the others.
+        model: The preset's; MLPs are as wide in all.
     """
+    no_cross = {"num_cross_layers": 0, "cross_rank": 0}
     linear = {"bottom_mlp": [model.embedding_dim], "bottom_relu": False, "top_mlp": []}
     deep = {"deep_mlp": list(model.top_mlp)}
     # weights and factors begin near 0, or those of rare ids would be noise in the logit
-    no_cross = {"num_cross_layers": 0, "cross_rank": 0} if model.interaction == "cross" else {}
     fm = {"interaction": "fm", **no_cross, **linear, "init": "normal", "embedding_std": 0.01}
-    vector = {"interaction": "cross_vector", **no_cross, "num_cross_layers": 6}
-    return {
+    layers = {"num_cross_layers": 6, "cross_rank": 0}
+    wanted = {
         "lr": {**fm, "embedding_dim": 1, "bottom_mlp": [1]},
         "fm": fm,
         "mlp": {"interaction": "cat", **no_cross},
         "deepfm": {**fm, **deep},
-        "dcn": {**vector, **linear, **deep},
+        "dcn": {"interaction": "cross_vector", **layers, **linear, **deep},
         "dcnv2": {"interaction": "cross", "num_cross_layers": 3, "cross_rank": 64},
-        "dlrm": {} if model.interaction == "dot" else {"interaction": "dot", **no_cross},
+        "dlrm": {"interaction": "dot", **no_cross},
+    }
+    preset = to_tree(model)
+    return {
+        name: {key: value for key, value in keys.items() if value != preset[key]}
+        for name, keys in wanted.items()
     }
 
 

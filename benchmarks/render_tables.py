@@ -87,7 +87,11 @@ def baseline_settings() -> str:
 def baselines() -> str:
     """Test metrics of the models on three data sets."""
     lines = []
+    measured = [preset for preset in BASELINES if (RESULTS / f"baselines-{preset}.json").is_file()]
     for preset, data in BASELINES.items():
+        if preset not in measured:
+            lines += [f"{data}: not measured yet: `python benchmarks/bench_baselines.py`.", ""]
+            continue
         content = load(f"baselines-{preset}")
         seeds = len({sample["seed"] for sample in content["samples"]})
         lines += [
@@ -109,7 +113,7 @@ def baselines() -> str:
         "was tuned for any of them. "
         f"The generated log has {best['rows']:,} rows, and no model can reach more than an AUC of "
         f"{best['best_auc']:.4f} on it. "
-        + " ".join(dict.fromkeys(where(f"baselines-{preset}") for preset in BASELINES))
+        + " ".join(dict.fromkeys(where(f"baselines-{preset}") for preset in measured))
     )
     return "\n".join(lines)
 
@@ -303,6 +307,68 @@ def fed() -> str:
     return "\n".join(lines)
 
 
+WAYS = {
+    "plain": "a row for every id",
+    "hash-1": "`hash`, 1 function",
+    "hash-2": "`hash`, 2 functions",
+    "quotient_remainder-add": "`quotient_remainder`, `add`",
+    "quotient_remainder-mult": "`quotient_remainder`, `mult`",
+    "quotient_remainder-concat": "`quotient_remainder`, `concat`",
+    "padded": "`mixed_dims`",
+    "projected": "`mixed_dims`, `table_projection`",
+    "projected_powers": "the same, `round_to_power_of_two`",
+}
+"""By the name that `bench_compression` and `bench_mixed_dims` give it, the share left out."""
+
+
+def compression() -> str:
+    """Memory and test AUC of each way to compress tables, the same seeds for all."""
+    return held_otherwise("compression", "one row in", "compressed")
+
+
+def mixed_dims() -> str:
+    """The same of narrow tables."""
+    return held_otherwise("mixed-dims", "one byte in", "narrower")
+
+
+def held_otherwise(result: str, share_of: str, are: str) -> str:
+    """Ways to hold tables beside a row of full width for every id.
+
+    Args:
+        result: Of `bench_compression.compare`.
+        share_of: Head of the column of shares.
+        are: What larger tables are.
+    """
+    content = load(result)
+    samples, seeds, rows = content["samples"], content["config"]["seeds"], content["config"]["rows"]
+    by_way: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        by_way.setdefault(sample["way"], []).append(sample)
+    plain = by_way["plain"]
+    lines = [
+        f"| tables | {share_of} | rows | MiB | of plain | test AUC | beside plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for way, some in by_way.items():
+        name, _, share = (way, "", "") if way == "plain" else way.rpartition("-")
+        auc = [sample["auc"] for sample in some]
+        lost = [one - base["auc"] for one, base in zip(auc, plain, strict=True)]
+        size = some[0]["table_bytes"]
+        cells = [WAYS[name], share, f"{some[0]['table_rows']:,}", f"{size / 2**20:.2f}"]
+        cells += [f"{size / plain[0]['table_bytes']:.1%}", f"{statistics.mean(auc):.4f}"]
+        cells += ["" if way == "plain" else f"{statistics.mean(lost):+.4f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    spread = max(s["auc"] for s in plain) - min(s["auc"] for s in plain)
+    lines += [
+        "",
+        f"Means over {len(seeds)} seeds, whose AUC in the first row differ by {spread:.4f}; "
+        f"{rows:,} generated rows, rare ids kept; tables above "
+        f"{content['config']['threshold_rows']} rows are {are}. The best AUC that any model "
+        f"can reach is {content['result']['best_auc']:.4f}. {where(result)}",
+    ]
+    return "\n".join(lines)
+
+
 def precision() -> str:
     """AUC by precision."""
     lines = ["| data | bf16 - fp32 | bf16 with bf16 tables - fp32 |", "|---|---|---|"]
@@ -366,7 +432,8 @@ TABLES = {
         recipe_criteo_generated,
     ),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
-    ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines),
+    ROOT / "docs" / "guides" / "compression.md": (compression,),
+    ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines, mixed_dims),
     ROOT / "docs" / "performance.md": (
         train_cuda,
         train_dcnv2,

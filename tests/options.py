@@ -73,11 +73,7 @@ CASES: dict[str, dict[str, object]] = {
         "model.weighted_pooling": "learned",
         "train.sparse_optimizer.name": "rowwise_adagrad",
     },
-    "learned_weights-one_mean-rowwise": {
-        "model.weighted_pooling": "learned",
-        "model.table_pooling": {"words": "mean"},
-    },
-    "learned_weights-multiplied-adam-clipped": {
+    "learned_weights-one_mean-multiplied-adam-clipped": {
         "model.weighted_pooling": "learned",
         "model.table_pooling": {"item": "mean"},
         "model.compression": {

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastdlrm.checkpoint.rows import StoredRows
 from fastdlrm.model.composition import Composition
@@ -50,7 +51,8 @@ class ComposedRows:
     @property
     def shape(self) -> tuple[int, int]:
         """(R, D)."""
-        return self.num_rows, next(iter(self.parts.values())).shape[1]
+        width = next(iter(self.parts.values())).shape[1]
+        return self.num_rows, width * self.composition.num_pieces
 
     def read(self, start: int, stop: int) -> Tensor:
         """Vectors of some ids, float32."""
@@ -61,9 +63,11 @@ class ComposedRows:
         return self._composed(torch.tensor(rows, dtype=torch.int64))
 
     def _composed(self, ids: Tensor) -> Tensor:
-        composition = self.composition
+        composition, dim = self.composition, self.shape[1]
         named = zip(composition.parts, composition.ids(ids), strict=True)
-        return composition.join([self.parts[part][of_part].float() for part, of_part in named])
+        vectors = [self.parts[part][of_part].float() for part, of_part in named]
+        # as tables of fewer columns are looked up: with zeros behind
+        return composition.join([pad(each, (0, dim - each.shape[1])) for each in vectors])
 
 
 def rows_of(composition: Composition, num_rows: int, stored: Mapping[str, StoredRows]) -> Rows:

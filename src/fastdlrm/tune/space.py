@@ -102,6 +102,8 @@ def recipe_of(base: Recipe, space: Space, params: Mapping[str, Any]) -> Recipe:
             _set(tree, key, one)
     for key, source in space.same.items():
         _set(tree, key, get_value(tree, source, f"same {key}"))
+    if base.model.mixed_dims is not None:
+        tree["model"]["table_dims"] = {}  # of the config as it was; each trial has its own
     _follow(tree["model"], base.model.embedding_dim)
     told = ", ".join(f"{name} {value}" for name, value in params.items())
     return from_tree(tree, Recipe, told or "config")

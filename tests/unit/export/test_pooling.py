@@ -13,7 +13,7 @@ from fastdlrm.data.dataset import Dataset
 from fastdlrm.export.fresh_rows import write_fresh_rows
 from fastdlrm.export.model import TABLES, ExportedModel, request_inputs
 from fastdlrm.export.request_encoder import RequestEncoder
-from fastdlrm.export.tables import map_stack, plain_rows
+from fastdlrm.export.tables import map_stacks, plain_rows
 from fastdlrm.export.write import ExportOptions, Source, export
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.run import Run
@@ -135,7 +135,8 @@ def test_folded_rows_are_what_is_rounded(source, learned, tmp_path, dtype):
     """A weight goes into a row's scale: its codes are no coarser for it."""
     manifest = export(source, ExportOptions(name="ctr", tables=dtype), tmp_path / "model")
     sizes, dim = source.model.tables.num_embeddings, source.config.embedding_dim
-    stored = map_stack(tmp_path / "model" / TABLES, sum(sizes.values()), dim, manifest.table_dtype)
+    shapes = [(sum(sizes.values()), dim)]
+    (stored,) = map_stacks(tmp_path / "model" / TABLES, shapes, manifest.table_dtype)
     weights = learned.tables.pooling_weight.detach().unsqueeze(1)
     exact = learned.tables.weight.detach() * weights
     largest, span = exact.abs().amax(1), exact.amax(1) - exact.amin(1)

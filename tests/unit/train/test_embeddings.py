@@ -214,7 +214,8 @@ def test_compressed_tables_are_looked_at_id_by_id(dataset, tmp_path):
     """A row of the quotients is part of 4 ids' vectors: they move, and no other."""
     compression = (
         "model.compression={tables={C1={kind='quotient_remainder', num_collisions=4}, "
-        "C2={kind='hash', num_rows=20}}}"
+        "C2={kind='hash', num_rows=20}, "
+        "C9={kind='quotient_remainder', operation='concat', num_collisions=5}}}"
     )
     recipe = tiny_recipe("model.init=normal", compression)
     run = Run.create(tmp_path / "run", recipe, dataset)
@@ -222,13 +223,20 @@ def test_compressed_tables_are_looked_at_id_by_id(dataset, tmp_path):
     quotients, remainders = state["tables.C1.quotient"], state["tables.C1.remainder"]
     quotients[3] += 1
     store.save(run.checkpoints, 7, {"model": state}, {"best_step": 7}, {})
-    first, second, _ = embedding_statistics(
+    first, second, third = embedding_statistics(
         tmp_path / "run", dataset.folder, Wanted(near={})
     ).tables
     sizes = dataset.manifest.encoding.tables
     assert first.num_rows == sizes["C1"].num_embeddings
     assert first.num_unmoved == first.num_rows - 4
     assert second.num_unmoved == second.num_rows == sizes["C2"].num_embeddings
+    # each vector is a quotient's row beside a remainder's, half as wide each
+    assert (third.num_rows, third.num_unmoved, third.embedding_dim) == (100, 100, 4)
+    ids = torch.arange(100)
+    halves = state["tables.C9.quotient"][ids // 5], state["tables.C9.remainder"][ids % 5]
+    assert third.norm_mean == pytest.approx(
+        float(torch.cat(halves, 1).norm(dim=1).mean()), rel=1e-5
+    )
     rows = torch.arange(first.num_rows)
     norms = (quotients[rows // 4] * remainders[rows % 4]).norm(dim=1)
     assert first.norm_mean == pytest.approx(float(norms.mean()), rel=1e-5)

@@ -98,6 +98,13 @@ def test_projections_keep_their_multiples():
     assert (model.projection_branch1, model.projection_branch2) == ((10, 32), (48,))
 
 
+def test_widths_of_tables_are_worked_out_anew():
+    base = tiny_recipe("model.mixed_dims={alpha=0.3}", "model.table_dims={C1=2}")
+    found = space(ranges=["model.mixed_dims.alpha=0.1..0.5"], base=base)
+    model = recipe_of(base, found, {"model.mixed_dims.alpha": 0.2}).model
+    assert (model.mixed_dims.alpha, model.table_dims) == (0.2, {})
+
+
 @pytest.mark.parametrize(
     ("ranges", "choices", "message"),
     [
