@@ -2,7 +2,7 @@
 
 A variant is the preset with one choice changed, or the plain DLRM: dot products, the reference's
 initialisation, Adagrad throughout, every value of the categorical columns a row, no number looked
-up, nothing against overfitting. Its learning rates are the best of three pairs on validation; those
+up, nothing against overfitting. Its learning rates are from a coarse search on validation; those
 of other optimizers are customary ones. A seed draws the weights, the order of rows and which rows
 of train are validation, the same ones for all variants; training stops early, and validation
 decides on everything. Test is read by two: the plain DLRM and the preset.
