@@ -26,6 +26,10 @@ START_S = 120.0
 """Longest that a server may take to be ready, on a machine where other tests run."""
 
 
+PATIENT = ("--set", "limits.default_timeout_ms=30000")
+"""A loaded machine may take more than the second that a request has."""
+
+
 class Answer(NamedTuple):
     """What came back over HTTP."""
 
@@ -99,7 +103,7 @@ class ServerProcess:
         self.log = log
         self.tls = None if ca is None else ssl.create_default_context(cafile=str(ca))
         command = [sys.executable, "-m", "fastdlrm", "serve", str(models)]
-        command += ["--port", "0", "--grpc-port", "0", *map(str, flags)]
+        command += ["--port", "0", "--grpc-port", "0", *PATIENT, *map(str, flags)]
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 command, stdout=stream, stderr=stream, env={**os.environ, **(env or {})}

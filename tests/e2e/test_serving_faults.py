@@ -436,7 +436,7 @@ def test_sigterm_answers_what_is_under_way(exported, golden, tmp_path):
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     log = tmp_path / "log.jsonl"
-    flags = ("--set", "shutdown.grace_s=1", "--set", "limits.default_timeout_ms=30000")
+    flags = ("--set", "shutdown.grace_s=1")
     with served(exported.models, log, *flags) as server:
         address = ("127.0.0.1", server.http_port)
         with socket.create_connection(address, timeout=30) as half:
