@@ -86,8 +86,9 @@ def test_wider_layers_leave_embedding_bags_a_smaller_share():
 
 
 @is_studied
-def test_copies_on_one_machine_hurt_rmc2_most():
-    """arXiv:1906.03109, section VI: 8 copies make RMC1, 2, 3 1.3, 2.6, 1.6 times as slow."""
+def test_two_copies_hurt_rmc2_no_less_than_the_others_but_for_noise():
+    """arXiv:1906.03109, section VI: 8 copies make RMC1, 2, 3 1.3, 2.6, 1.6 times as slow. Two on
+    two cores do not differ by more than a tenth: the paper's order needs more of both."""
     found = {name: slow_down(name) for name in RMC}
     assert found["rmc2"] > max(found["rmc1"], found["rmc3"]) - 0.1, found
     assert all(0.8 < ratio < 4 for ratio in found.values()), found
