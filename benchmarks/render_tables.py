@@ -17,6 +17,7 @@ from render_serving import (
     serving_peers,
     serving_variants,
 )
+from render_study import load_honesty, study
 from results_file import RESULTS, ROOT, load, where
 from simulate_scaling import machines, scaling, scaling_check, scaling_ranks
 
@@ -432,6 +433,8 @@ TABLES = {
         recipe_criteo_generated,
     ),
     ROOT / "docs" / "guides" / "export.md": (export_precision,),
+    ROOT / "docs" / "guides" / "bench.md": (study,),
+    ROOT / "docs" / "guides" / "load.md": (load_honesty,),
     ROOT / "docs" / "guides" / "compression.md": (compression,),
     ROOT / "docs" / "guides" / "model.md": (baseline_settings, baselines, mixed_dims),
     ROOT / "docs" / "performance.md": (
