@@ -137,11 +137,12 @@ def _run(model: Model, subcommand: str, variant: str = "", options: tuple[str, .
     return Run(name, (*words, *options))
 
 
-def call(words: list[str]) -> tuple[str, bool]:
+def call(words: list[str], folder: Path) -> tuple[str, bool]:
     """Run fastdlrm and print how long it took.
 
     Args:
         words: After `fastdlrm`.
+        folder: Where it runs: pages name files as they are given.
 
     Returns:
         What it said, and whether it succeeded.
@@ -153,6 +154,7 @@ def call(words: list[str]) -> tuple[str, bool]:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        cwd=folder,
     )
     print(f"{time.monotonic() - began:6.1f} s  fastdlrm {shlex.join(words)}"[:WIDTH], flush=True)
     if done.returncode:
@@ -180,16 +182,16 @@ def main() -> int:
             print(f"         left out: {run.name}")
             has_all = False
         else:
-            path = args.out / f"bench-cpu-{run.name}.json"
-            has_all &= call(["bench", *run.words, "--out", str(path)])[1]
-    found = sorted(map(str, args.out.glob("bench-cpu-*.json")))
-    compared = [str(args.out / f"bench-cpu-{name}.json") for name in COMPARED]
+            words = ["bench", *run.words, "--out", f"bench-cpu-{run.name}.json"]
+            has_all &= call(words, args.out)[1]
+    found = sorted(path.name for path in args.out.glob("bench-cpu-*.json"))
+    compared = [f"bench-cpu-{name}.json" for name in COMPARED]
     if set(compared) <= set(found):
-        text, is_done = call(["bench", "compare", *compared])
+        text, is_done = call(["bench", "compare", *compared], args.out)
         print(text)
         has_all &= is_done
-    page = ["report", *found, "--out", str(args.out / "report-cpu.html")]
-    has_all &= call([*page, "--title", "Every preset on this machine"])[1]
+    page = ["report", *found, "--out", "report-cpu.html"]
+    has_all &= call([*page, "--title", "Every preset on one CPU"], args.out)[1]
     print(f"{time.monotonic() - began:6.1f} s  in all", flush=True)
     return 0 if has_all else 1
 
