@@ -49,9 +49,9 @@ class Served:
 
     async def submit(self, query: Query) -> Scores:
         """Score a query, on the engine for queries of its size."""
-        is_large = self._offload is not None and query.num_rows >= self._min_rows
-        engine = self._offload if is_large and self._offload else self._engine
-        return await engine.submit(query)
+        if self._offload is not None and query.num_rows >= self._min_rows:
+            return await self._offload.submit(query)
+        return await self._engine.submit(query)
 
     async def apply(self, path: Path) -> int:
         """Apply a delta; an engine that has it from an attempt before keeps it."""

@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def source(trained):
-    """What is exported of it."""
+    """What is exported of it, or of the run that a module's own `trained` gives."""
     run, _ = trained
     return Source(
         model=run.load_model("last"),
@@ -36,7 +36,7 @@ def source(trained):
         vocabularies=run.folder,
         source=run.recipe.data.source,
         matmul="default",
-        step=20,
+        step=run.recipe.train.max_steps,
         run_sha256=sha256_of(run.folder / MANIFEST),
     )
 

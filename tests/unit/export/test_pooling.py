@@ -7,14 +7,13 @@ import torch
 
 from fastdlrm.checkpoint import store
 from fastdlrm.contracts.delta import read_delta
-from fastdlrm.contracts.manifest import MANIFEST, sha256_of
 from fastdlrm.contracts.tensors import WireTensor
 from fastdlrm.data.dataset import Dataset
 from fastdlrm.export.fresh_rows import write_fresh_rows
 from fastdlrm.export.model import TABLES, ExportedModel, request_inputs
 from fastdlrm.export.request_encoder import RequestEncoder
 from fastdlrm.export.tables import map_stacks, plain_rows
-from fastdlrm.export.write import ExportOptions, Source, export
+from fastdlrm.export.write import ExportOptions, export
 from fastdlrm.model.predictor import Predictor
 from fastdlrm.train.run import Run
 from fastdlrm.train.trainer import Trainer
@@ -41,22 +40,6 @@ def trained(tmp_path_factory):
     run = Run.create(folder / "run", tiny_recipe(*SETTINGS), dataset)
     Trainer(run, dataset).train()
     return run, dataset
-
-
-@pytest.fixture
-def source(trained):
-    run, _ = trained
-    return Source(
-        model=run.load_model("last"),
-        config=run.recipe.model,
-        schema=run.manifest.schema,
-        encoding=run.manifest.encoding,
-        vocabularies=run.folder,
-        source=run.recipe.data.source,
-        matmul="default",
-        step=30,
-        run_sha256=sha256_of(run.folder / MANIFEST),
-    )
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastdlrm.kernels.cross import CrossLayer, cross_backward, cross_forward
+from tests.gpu import ON_GPU
 
 B, V, D, RANK, NUM_LAYERS = 40, 3, 8, 16, 3
 W = V * D
@@ -11,15 +12,7 @@ W = V * D
 DEVICES = [
     pytest.param("cpu", torch.float64, 1e-10),
     pytest.param("cpu", torch.float32, 1e-4),
-    pytest.param(
-        "cuda",
-        torch.bfloat16,
-        5e-2,
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
+    ON_GPU,
 ]
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastdlrm.kernels.cross_vector import CrossVectors, cross_vector, cross_vector_backward
 from tests import oracles
+from tests.gpu import ON_GPU
 
 B, W, NUM_LAYERS = 40, 12, 4
 
@@ -13,15 +14,7 @@ DEVICES = [
     pytest.param("cpu", torch.float64, 1e-10),
     pytest.param("cpu", torch.float32, 1e-4),
     pytest.param("cpu", torch.bfloat16, 5e-2),
-    pytest.param(
-        "cuda",
-        torch.bfloat16,
-        5e-2,
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
+    ON_GPU,
 ]
 
 

@@ -7,21 +7,14 @@ import torch
 
 from fastdlrm.kernels.cpu.matmul import MAX_ERROR, relative_error
 from fastdlrm.kernels.mlp import Layer, mlp_backward, mlp_forward, row_linear, weight_pieces
+from tests.gpu import ON_GPU
 
 WIDTHS = (16, 64, 128, 24, 20)
 """The last is no multiple of 8: on a GPU its layer goes another way than those below it."""
 
 DEVICES = [
     pytest.param("cpu", torch.float32, 1e-4),
-    pytest.param(
-        "cuda",
-        torch.bfloat16,
-        5e-2,
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
+    ON_GPU,
 ]
 
 
@@ -77,7 +70,7 @@ def test_backward_is_autograd(
 
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("K", [1, 13, 256, 257, 1025])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=DEVICES[1].marks)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU.marks)])
 def test_row_linear_is_a_linear_layer(device: str, K: int, relu: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, K, generator=generator).to(device) for rows in (40, 24))

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class Loop:
         self.runner.run(bounded())
 
 
-@pytest.fixture(scope="module")
-def loop():
+@contextmanager
+def running_loop() -> Iterator[Loop]:
+    """A loop, whose nursery ends with it."""
     made = Loop()
     with made.runner:
         yield made
@@ -67,6 +69,12 @@ def loop():
             made.nursery.stop()
 
         made.runner.run(stop())
+
+
+@pytest.fixture(scope="module")
+def loop():
+    with running_loop() as made:
+        yield made
 
 
 class Planted:

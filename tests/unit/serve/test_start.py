@@ -10,7 +10,7 @@ from fastdlrm.contracts.signature import Signature
 from fastdlrm.errors import ExportError, Overloaded
 from fastdlrm.serve.start import Served
 from tests.serving_model import query_of, query_of_rows
-from tests.unit.serve.test_engine import Loop, Planted, delta
+from tests.unit.serve.test_engine import Planted, delta, running_loop
 
 pytestmark = [pytest.mark.xdist_group("engine"), pytest.mark.timeout(120)]
 SIGNATURE = Signature(
@@ -25,14 +25,8 @@ SIGNATURE = Signature(
 
 @pytest.fixture(scope="module")
 def loop():
-    made = Loop()
-    with made.runner:
+    with running_loop() as made:
         yield made
-
-        async def stop() -> None:
-            made.nursery.stop()
-
-        made.runner.run(stop())
 
 
 def test_large_queries_go_whole_to_the_engine_for_them(loop, tmp_path):
